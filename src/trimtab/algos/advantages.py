@@ -1,9 +1,9 @@
-"""Advantages: how much better than expected each action was. Constants of the loss, so no gradient.
+"""Advantages: how much better than expected each action was. They are constants in the loss and have no gradient.
 
 Shapes: B sequences, T tokens (right-padded), G prompts, K answers to each. Masks: True = counts.
 Departures from the papers: GAE goes from one counting token to the next *counting* token, however
-many masked ones (tool output, padding) lie between; a group without spread gets exactly 0, where
-rounding divided by a standard deviation of nearly 0 would give noise of size 1.
+many masked ones (tool output, padding) lie between. A group without spread gets exactly 0; dividing
+its rounding errors by a standard deviation of nearly 0 would give noise of size 1.
 """
 
 from typing import Literal
@@ -31,14 +31,14 @@ def gae(
     δ_t = r_t + γ·V_{t+1} − V_t;  A_t = δ_t + γλ·A_{t+1};  R_t = A_t + V_t, with t + 1 the next token
     that counts. Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16 and section 3.
 
-    An answer that was cut has no terminal state. With ``bootstrap=None`` its end is treated as one
-    (V = 0 after it), which fits a missing-EOS penalty; to treat the cut as an accident instead, pass
-    the critic's value after the last token for cut answers and 0 for ended ones.
+    A cut answer has no terminal state. With ``bootstrap=None`` its end is treated as terminal (V = 0
+    after it), which fits a missing-EOS penalty. To treat the answer as unfinished instead, pass the
+    critic's value after the last token for cut answers and 0 for ended ones.
 
     Args:
         rewards: ``[B, T]``, reward units.
         values: ``[B, T]``, reward units; the value of the state before token t is produced.
-        response_mask: ``[B, T]`` bool, True: an action of the policy. Anything else is jumped over.
+        response_mask: ``[B, T]`` bool, True: an action of the policy. Other tokens are skipped.
         gamma: γ, discount per action, in [0, 1].
         lam: λ, in [0, 1]; 0: one-step errors, 1: returns minus values.
         bootstrap: ``[B]``, value after the last action; None: 0 for all.
@@ -81,7 +81,7 @@ def gae(
 def bootstrapped_rewards(
     rewards: TensorBT, last_values: TensorB, cut: MaskB, response_mask: MaskBT, *, gamma: float
 ) -> TensorBT:
-    """Rewards in which an answer that was cut goes on to earn what the critic expects after its last token.
+    """Rewards in which a cut answer also earns the critic's value after its last token.
 
     r_T ← r_T + γ·V_{T+1} for cut answers, T their last token. GAE of these rewards is GAE with V_{T+1} as the value
     after the end (``bootstrap`` of :func:`gae`). Source: partial-episode bootstrapping, Pardo et al. 2018 (arXiv
@@ -90,8 +90,8 @@ def bootstrapped_rewards(
     Args:
         rewards: ``[B, T]``, reward units.
         last_values: ``[B]``, reward units, the critic's value of the state after the last token.
-        cut: ``[B]`` bool, True: the answer was cut, so that its end is not the end of the episode.
-        response_mask: ``[B, T]`` bool, True: an action of the policy. A row without any is left as it is.
+        cut: ``[B]`` bool, True: the answer was cut, so its end is not the end of the episode.
+        response_mask: ``[B, T]`` bool, True: an action of the policy. A row without any is unchanged.
         gamma: γ, discount per action, in [0, 1].
 
     Returns:
@@ -124,7 +124,7 @@ def rloo_advantage(rewards: TensorGK, mask: MaskGK | None = None) -> TensorGK:
     Args:
         rewards: ``[G, K]``, reward units, one row per prompt.
         mask: ``[G, K]`` bool, True: this answer counts (not empty, its reward not NaN); None: all do.
-            k is the number that counts; alone in its group, an answer has nothing to compare and gets 0.
+            k is the number that counts; an answer that is alone in its group gets 0.
 
     Returns:
         ``[G, K]``, 0 where the mask is False.
@@ -194,13 +194,13 @@ def gdpo_advantage(
 ) -> TensorGK:
     """GDPO: each of several rewards is normalised in its group before they are added, then the sum over the batch.
 
-    A_i = whiten(Σ_r w_r·(R_{i,r} − mean R_r)/(s_r + ε)), whitened over all answers of the batch. In
-    :func:`group_advantage` of the weighted sum, a reward that varies little beside another is lost, and answers that
-    earned different rewards get one advantage. Source: Liu et al. 2026 (arXiv 2601.05242), eq. 4 to 6.
+    A_i = whiten(Σ_r w_r·(R_{i,r} − mean R_r)/(s_r + ε)), whitened over all answers of the batch. With
+    :func:`group_advantage` of the weighted sum, a reward that varies less than another has little effect, and answers
+    with different rewards can get the same advantage. Source: Liu et al. 2026 (arXiv 2601.05242), eq. 4 to 6.
 
     Args:
         rewards: ``[G, K, R]``, each reward in its own units.
-        weights: ``[R]``, w_r; of either sign.
+        weights: ``[R]``, w_r, positive or negative.
         mask: ``[G, K]`` bool, True: this answer counts; None: all do.
         std: ``sample`` or ``population``, as in :func:`group_advantage`.
         eps: ε, as there.
@@ -231,7 +231,7 @@ def group_has_spread(rewards: TensorGK, mask: MaskGK | None = None) -> MaskG:
     """Which groups can teach anything: not all answers that count have the same reward.
 
     max R > min R. Source: dynamic sampling of DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 11, which
-    draws other prompts in place of the rest.
+    draws other prompts instead of the rest.
 
     Args:
         rewards: ``[G, K]``.
@@ -280,7 +280,7 @@ def reinforce_pp_advantage(
 def reinforce_pp_baseline_advantage(
     rewards: TensorBT, response_mask: MaskBT, *, group: int, gamma: float = 1.0, eps: float = 1e-8
 ) -> TensorBT:
-    """REINFORCE++ with baseline: the mean total of each group is taken off its answers first, at their last token.
+    """REINFORCE++ with baseline: first subtracts each group's mean total from its answers, at their last token.
 
     r_last ← r_last − mean over the group of Σ_t r_t, then :func:`reinforce_pp_advantage`. Source: Hu et al. 2025
     (arXiv 2501.03262), REINFORCE++-baseline.
@@ -324,14 +324,14 @@ def whiten(
 
     (x − mean)/√(var + ε), plus the mean again if ``shift_mean`` is False (rewards: their zero has a
     meaning). Source: Ziegler et al. 2019, ``whiten`` of the published code (lm-human-preferences),
-    population variance. Call it with the whole batch: micro-batches or ranks on their own would each
-    be whitened differently.
+    population variance. Call it with the whole batch; separate micro-batches or ranks would be whitened
+    differently.
 
     Args:
         x: any shape, usually ``[B, T]``.
         mask: same shape, bool, True: counts.
         shift_mean: True: the mean is removed for good; False: it is added back.
-        eps: ε, in units of the variance, above 0; where nothing varies it is all that is divided by.
+        eps: ε, in units of the variance, above 0; it avoids dividing by 0 if nothing varies.
         variance: ``population`` divides by n, ``sample`` by n − 1 (1 if n = 1).
 
     Returns:
@@ -357,7 +357,7 @@ def whiten(
 
 
 def _counted(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rewards ``[G, K]``, 0 where they do not count, and the mask; refuses what would spoil a group."""
+    """Rewards ``[G, K]``, 0 where they do not count, and the mask; refuses invalid groups and rewards."""
     if rewards.dim() != 2:
         raise TrainingError(f"rewards have shape {list(rewards.shape)}; expected [prompts, answers per prompt]")
     if rewards.shape[1] < 2:

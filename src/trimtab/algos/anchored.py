@@ -1,8 +1,8 @@
-"""Offline losses that say where each answer should go, not only how far apart two should be. Per pair.
+"""Offline losses that anchor each answer of a pair, not only the difference between the two. Per pair.
 
 Shapes: B pairs. ``*_chosen`` and ``*_rejected`` are log π(y|x) of whole answers, *summed* over response tokens, nats.
 Throughout, r_w = β·(log π_w − log ref_w), r_l likewise, π trained, ref a constant, w chosen, l rejected. DPO depends on
-r_w − r_l alone and may lower both; all of these but EXO depend on each of the two.
+r_w − r_l alone and may lower both; all of these losses except EXO depend on both separately.
 """
 
 import torch
@@ -122,10 +122,10 @@ def sppo_loss(
     beta: float,
     probability: TensorB | None = None,
 ) -> TensorB:
-    """Self-play preference optimisation: regress each log-ratio to how often the answer wins.
+    """Self-play preference optimisation: regress each log-ratio on the answer's win probability.
 
     (log π_w/ref_w − (p − ½)/β)² + (log π_l/ref_l + (p − ½)/β)², p = P(chosen is better). Source: Wu et al. 2024 (arXiv
-    2405.00675), eq. 4.7, with η = 1/β and both answers' rows of it added. Log-ratios of certain labels go to ±1/(2β).
+    2405.00675), eq. 4.7, with η = 1/β, summed over both answers. With certain labels log-ratios converge to ±1/(2β).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -166,7 +166,7 @@ def exo_loss(
     """Efficient exact optimisation: the reverse KL between what the policy prefers and what the label says.
 
     q·log(q/(1 − ε)) + (1 − q)·log((1 − q)/ε), q = σ(r_w − r_l). Source: Ji et al. 2024 (arXiv 2402.00856), eq. 16. DPO
-    is the forward KL of the same two. At its end r_w − r_l = log((1 − ε)/ε).
+    is the forward KL of these distributions. At the minimum r_w − r_l = log((1 − ε)/ε).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -202,7 +202,8 @@ def nca_loss(
     """Noise-contrastive alignment: tell chosen answers from those of the reference.
 
     −log σ(r_w) − ½·log σ(−r_w) − ½·log σ(−r_l). Source: Chen et al. 2024 (arXiv 2402.05369), algorithm for preference
-    data with K = 2. On pairs drawn from the reference and β = 1 it ends at π(y) = 2·ref(y)·P(y beats an answer of ref).
+    data with K = 2. With pairs drawn from the reference and β = 1, the minimum is
+    π(y) = 2·ref(y)·P(y beats an answer of ref).
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.

@@ -1,4 +1,4 @@
-"""What every formula asks of its arguments before it computes. Internal to :mod:`trimtab.algos`."""
+"""Checks of arguments that all formulas share. Internal to :mod:`trimtab.algos`."""
 
 import math
 
@@ -33,7 +33,7 @@ def two_dimensional(**tensors: Tensor) -> None:
 
 
 def boolean(**tensors: Tensor) -> None:
-    """Refuse masks and flags of another type: 0.5 and 2 mean nothing, and 0/1 multiplies where a choice is due.
+    """Refuse masks and flags that are not bool: 0.5 and 2 mean nothing, and 0/1 would multiply instead of select.
 
     Raises:
         TrainingError: naming the tensor and its type.
@@ -44,7 +44,7 @@ def boolean(**tensors: Tensor) -> None:
 
 
 def positive(*, finite: bool = True, **numbers: float) -> None:
-    """Refuse a hyper-parameter that is not above zero (NaN included), or infinite where that means nothing.
+    """Refuse a hyper-parameter that is not above zero (NaN included), or with ``finite`` one that is infinite.
 
     Raises:
         ConfigError: naming it and its value.
@@ -66,7 +66,7 @@ def not_negative(**numbers: float) -> None:
 
 
 def within_unit(name: str, probability: Tensor) -> Tensor:
-    """The probabilities in float32 or wider; refuses any outside [0, 1]: with one, the loss has no lower end.
+    """The probabilities in float32 or wider; refuses any outside [0, 1], for which the loss has no lower bound.
 
     Raises:
         TrainingError: naming the first bad value and its place.
@@ -92,5 +92,5 @@ def rows(mask: Tensor) -> list[int]:
 
 
 def full(x: Tensor) -> Tensor:
-    """``x`` in float32, or float64 if it was: exp, log and long sums are never done in 16 bits."""
+    """``x`` in float32, or in float64 if it is: exp, log and long sums are never computed in 16 bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Scores of several reward models as one.
+"""Combines the scores of several reward models into one.
 
 Shapes: M members, B answers.
 """
@@ -19,13 +19,13 @@ def ensemble_score(scores: Tensor, combination: Combination, *, penalty: float =
     """One score per answer: the members' mean, the lowest of them, or the mean minus λ standard deviations.
 
     ``mean``: r̄ = (1/M) Σ_m r_m; ``worst``: min_m r_m; ``penalised``: r̄ − λ·s, s² = (1/M) Σ_m (r_m − r̄)². Source:
-    Coste et al. 2023 (arXiv 2310.02743), section 3.2, where the penalty is on the variance s² and not on s, so that its
-    λ depends on the scale of the rewards.
+    Coste et al. 2023 (arXiv 2310.02743), section 3.2, where the penalty is on the variance s² instead of s, so that λ
+    depends on the scale of the rewards there.
 
     Args:
         scores: ``[M, B]``, each member's scores, normalised so that their units agree.
         combination: which of the three.
-        penalty: λ, not negative; read by ``penalised`` only.
+        penalty: λ, not negative; used only by ``penalised``.
 
     Returns:
         ``[B]``; no gradient.

@@ -8,9 +8,9 @@ Shapes: B sequences, T tokens (right-padded; column t is about token t itself). 
 
 :func:`kl_k1`, :func:`kl_k2` and :func:`kl_k3` are about one token. As a *value* k1 and k3 are unbiased for its
 KL(π‖ref). As a *loss* they have the expected gradients 0, ∇KL(π‖ref) and ∇KL(ref‖π) only where an answer is a single
-token. In a longer answer per-token k2 gives E Σ_t ∇log π_t · δ_t: each token pays for its own divergence in a state
-taken as given, and nothing for the divergence of the tokens it leads to. k3 has the same gap. A policy trained with
-either can go to states where the divergence is large. Source: Tang & Munos 2025 (arXiv 2506.09477); measured in
+token. In a longer answer per-token k2 gives E Σ_t ∇log π_t · δ_t: each token is penalised for its own divergence, but
+not for the divergence of the tokens it leads to. k3 has the same gap. A policy trained with either can drift to states
+where the divergence is large. Source: Tang & Munos 2025 (arXiv 2506.09477); measured in
 docs/explanation/conformance.md.
 
 Departure from Schulman: k3 is limited, as in verl and OpenRLHF.
@@ -132,7 +132,7 @@ def kl_sequence(
     *,
     old_logprobs: TensorBT | None = None,
 ) -> TensorBT:
-    """KL(π‖ref) of whole answers as a loss: each token pays for its own divergence and for that of all later tokens.
+    """KL(π‖ref) of whole answers as a loss: a token is penalised for its own divergence and for all later ones.
 
     The gradient is Σ_t ∇log π_t · Σ_{s≥t} w_s·δ_s, with δ_s = log π_s − log ref_s and the off-policy factor
     w_s = Π_{u≤s} π_u/π_old,u, all constants; its expectation over answers drawn from π_old is exactly ∇KL(π‖ref). The
@@ -175,13 +175,13 @@ class AdaptiveKL:
     """Moves β so that the KL *per sequence* stays near a target.
 
     β ← β · (1 + clip(KL/target − 1, ±0.2) · n/horizon). Source: Ziegler et al. 2019 (arXiv 1909.08593),
-    section 2.2. Both KL and target are summed over a sequence's tokens: a KL per token beside a target per
-    sequence sends β to 0.
+    section 2.2. Both KL and target are summed over a sequence's tokens: a KL per token with a target per
+    sequence would drive β to 0.
 
     Args:
         initial: first β, reward units per nat; 0 stays 0.
-        target: KL per sequence to steer to, nats.
-        horizon: sequences that a full correction takes.
+        target: target KL per sequence, nats.
+        horizon: number of sequences over which a full correction is made.
 
     Raises:
         ConfigError: β below 0, target or horizon not above 0, or one of them infinite.
@@ -206,7 +206,7 @@ class AdaptiveKL:
             n: sequences in the batch.
 
         Raises:
-            ConfigError: the batch is so large against the horizon that β could reach 0 in one step.
+            ConfigError: the batch is so large relative to the horizon that β could reach 0 in one step.
             NonFiniteError: the KL is NaN or infinite; β is left as it was.
         """
         if not math.isfinite(kl_per_sequence):
@@ -220,7 +220,7 @@ class AdaptiveKL:
         return self.value
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps: β. Target and horizon belong to the configuration."""
+        """State for a checkpoint: β. Target and horizon belong to the configuration."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -275,14 +275,14 @@ def penalised_rewards(
 def best_of_n_kl_bound(n: int) -> float:
     """Upper bound of the KL between best-of-n and the policy it samples from: log n − (n − 1)/n, in nats.
 
-    Often quoted as an equality; it is one only if no answer is ever drawn twice. Source: Beirami et al.
+    It is often quoted as an equality, which is true only if no answer is ever drawn twice. Source: Beirami et al.
     2024 (arXiv 2401.01879), section 3.
 
     Args:
         n: answers drawn, 1 or more.
 
     Raises:
-        ConfigError: n is not a whole number from 1 on.
+        ConfigError: n is not an integer of 1 or more.
 
     >>> round(best_of_n_kl_bound(4), 6)
     0.636294
@@ -307,7 +307,7 @@ def best_of_n_kl(selected_logprobs: TensorB, n: int) -> TensorB:
         ``[B]`` float64, nats; no gradient.
 
     Raises:
-        ConfigError: n is not a whole number from 1 on.
+        ConfigError: n is not an integer of 1 or more.
 
     >>> best_of_n_kl(torch.tensor([0.5]).log(), 4).round(decimals=6).tolist()
     [0.499124]

@@ -14,9 +14,9 @@ def length_correlation(scores: TensorB, lengths: TensorB, prompts: TensorB) -> t
 
     ρ = Σ s̃ ñ / √(Σ s̃² Σ ñ²), s̃ and ñ minus their mean over the prompt's answers; ∂ρ/∂s_i = ñ_i / √(Σ s̃² Σ ñ²) −
     ρ s̃_i / Σ s̃². Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), section 3, whose correlation is over all answers
-    of a batch; within prompts it does not count that some prompts ask for long answers.
+    of a batch. Within prompts, the correlation ignores that some prompts ask for long answers.
 
-    The slope's product with the scores is 0, as ρ does not depend on their scale.
+    The slope's product with the scores is 0, because ρ does not depend on their scale.
 
     Args:
         scores: ``[B]``.

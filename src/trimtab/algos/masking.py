@@ -1,4 +1,4 @@
-"""What counts, and what it is divided by.
+"""Masks and normalisation: which elements count, and what sums are divided by.
 
 Shapes: B sequences, T tokens (right-padded; column t is about token t itself). A mask is always
 bool and True always means *counts*. Whatever lies under a False, NaN and infinity included, never
@@ -6,8 +6,8 @@ reaches a result, forward or backward: values are chosen (``where``), never mult
 
 A loss stays per token or per example until :func:`reduce_sum` divides it by the size of the whole
 optimiser step, which the caller states. No function here or elsewhere in :mod:`trimtab.algos`
-takes that size from the micro-batch it happens to see: then gradient accumulation or more ranks
-would change the objective.
+takes that size from the micro-batch, because then gradient accumulation or more ranks would change
+the objective.
 """
 
 import torch
@@ -108,9 +108,9 @@ def masked_mean(x: Tensor, mask: Tensor, *, dim: int | None = None) -> Tensor:
 
 
 def reduce_sum(loss: Tensor, mask: Tensor | None = None, *, norm: float) -> Tensor:
-    """A micro-batch's share of the step's loss: Σ loss · mask / norm; the shares add up to the whole.
+    """A micro-batch's share of the step's loss: Σ loss · mask / norm. The shares add up to the whole loss.
 
-    What ``norm`` is decides the objective, over all micro-batches and ranks of the optimiser step:
+    ``norm`` determines the objective. It is counted over all micro-batches and ranks of the optimiser step:
 
     - response tokens: token mean (PPO here, DAPO eq. 8);
     - sequences × a constant length: Dr.GRPO (Liu et al. 2025, "Understanding R1-Zero-Like Training");

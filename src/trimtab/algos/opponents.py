@@ -21,7 +21,7 @@ def win_probability(scores: TensorB, opponent_scores: TensorB, *, log_odds: floa
     Args:
         scores: ``[B]``, reward units, of the policy's answers.
         opponent_scores: ``[B]``.
-        log_odds: κ, the log-odds of winning that one reward unit is worth, above 0.
+        log_odds: κ, log-odds of winning per reward unit, above 0.
 
     Returns:
         ``[B]``, in [0, 1]; no gradient.
@@ -41,8 +41,8 @@ def win_probability(scores: TensorB, opponent_scores: TensorB, *, log_odds: floa
 def mixture_logits(policy: Tensor, reference: Tensor, *, share: float) -> Tensor:
     """Logits of the geometric mixture of two policies at one token, π^(1−m)·ref^m / Z.
 
-    (1 − m)·z + m·z_ref. The normalisers of both policies are constants of a row, so logits serve for log-probabilities.
-    Source: Munos et al. 2024 (Nash-MD, arXiv 2312.00886), section 7, the mixture of one token at a time.
+    (1 − m)·z + m·z_ref. The normalisers of both policies are constants of a row, so logits can be used instead of
+    log-probabilities. Source: Munos et al. 2024 (Nash-MD, arXiv 2312.00886), section 7, the mixture per token.
 
     Args:
         policy: ``[B, V]``, logits z.

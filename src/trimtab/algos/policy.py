@@ -1,10 +1,10 @@
-"""Losses of policy and critic, per token and unreduced, and what to watch beside them.
+"""Losses of policy and critic, per token and unreduced, and diagnostics.
 
 Shapes: B sequences, T tokens (right-padded; column t is about token t itself). Masks: True = counts.
 Ratios are computed in float32 or wider, whatever comes in. Reduce with
 :func:`~trimtab.algos.reduce_sum`; the mean of an entropy is :func:`~trimtab.algos.masked_mean`.
-Departure from the papers: ratios end at e²⁰ ≈ 5·10⁸, without gradient beyond. Left alone they overflow
-at e⁸⁹, and 0 · ∞ makes NaN of tokens that the clip or an advantage of 0 had already switched off.
+Departure from the papers: ratios are limited to e²⁰ ≈ 5·10⁸, with no gradient beyond. Unlimited, they
+overflow at e⁸⁹, and 0 · ∞ gives NaN for tokens that the clip or an advantage of 0 has already switched off.
 """
 
 import math
@@ -35,7 +35,7 @@ def clipped_policy_loss(
     L_t = max(−A·ρ, −A·clip(ρ, 1 − ε_low, 1 + ε_high)), ρ = exp(log π − log π_old). Source: Schulman et
     al. 2017 (arXiv 1707.06347), eq. 7; two ends: DAPO, Yu et al. 2025 (arXiv 2503.14476), eq. 10
     (ε_high = 0.28); dual clip: Ye et al. 2020 (arXiv 1912.09729), L_t ← min(L_t, −c·A) where A < 0,
-    so that one wild ratio cannot dominate a batch (c = 3).
+    so that one extreme ratio cannot dominate a batch (c = 3).
 
     Args:
         logprobs: ``[B, T]``, nats, of the policy that is trained.
@@ -71,7 +71,7 @@ def clipped_policy_loss(
 
 
 def sequence_log_ratio(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT) -> TensorBT:
-    """GSPO's log-ratio of a whole answer, averaged over its tokens; the same number at each of them.
+    """GSPO's log-ratio of a whole answer, averaged over its tokens; the same at each of them.
 
     log s = (1/|y|)·Σ_t (log π_t − log π_old,t). Source: Zheng et al. 2025 (arXiv 2507.18071), eq. 7. The clipped loss
     of GSPO (eq. 5) is :func:`clipped_policy_loss` of this log-ratio against 0, averaged over each answer's tokens: an
@@ -105,12 +105,12 @@ def cispo_loss(
     eps_low: float = 1.0,
     eps_high: float = 4.0,
 ) -> TensorBT:
-    """CISPO: REINFORCE with a clipped importance weight, so that a token far from the old policy still teaches.
+    """CISPO: REINFORCE with a clipped importance weight, so that a token far from the old policy still has a gradient.
 
     L_t = −sg(clip(ρ, 1 − ε_low, 1 + ε_high))·A·log π_t, ρ = exp(log π − log π_old), sg: no gradient. Source: MiniMax
     2025 (arXiv 2506.13585), eq. 4 and 5. The clip of PPO instead removes the gradient of such a token. The paper has no
-    lower end (ε_low = 1) and gives no number for ε_high; 4, a weight of 5 at most, is the number of Khatri et al. 2025
-    (arXiv 2510.13786). While ratios are 1 the gradient is that of :func:`clipped_policy_loss`.
+    lower end (ε_low = 1) and gives no number for ε_high; 4, a weight of 5 at most, is the value of Khatri et al. 2025
+    (arXiv 2510.13786). While all ratios are 1, the gradient is that of :func:`clipped_policy_loss`.
 
     Args:
         logprobs: ``[B, T]``, nats, of the policy that is trained.
@@ -143,7 +143,7 @@ def high_entropy_mask(entropies: TensorBT, response_mask: MaskBT, *, share: floa
 
     True where H_t is at least the ⌈ρ·n⌉-th largest of the n entropies; ties at that value are all True. Source: Wang et
     al. 2025 (arXiv 2506.01939), which trains on the fifth of the tokens with the highest entropy (ρ = 0.2) and
-    still divides by the number of all. Call it with the whole batch: in each micro-batch the limit would be another.
+    still divides by the number of all. Call it with the whole batch; micro-batches would have different limits.
 
     Args:
         entropies: ``[B, T]``, nats, of the distribution each token was drawn from.
@@ -151,7 +151,7 @@ def high_entropy_mask(entropies: TensorBT, response_mask: MaskBT, *, share: floa
         share: ρ, in (0, 1].
 
     Returns:
-        ``[B, T]`` bool, False where the mask is.
+        ``[B, T]`` bool, False where the mask is False.
 
     Raises:
         ConfigError: the share is outside (0, 1].
@@ -214,20 +214,20 @@ def truncated_importance_weights(
     cap: float = 2.0,
     level: Literal["token", "sequence"] = "token",
 ) -> TensorBT:
-    """Weights that correct for a sampler whose probabilities are not quite the trainer's (other kernels or precision).
+    """Weights that correct for a sampler whose probabilities differ slightly from the trainer's (kernels, precision).
 
     w_t = min(ρ_t, C), ρ_t = exp(log π_trainer − log π_sampler), no gradient; with ``level="sequence"`` every token has
     the weight of its answer, min(Π_t ρ_t, C). Source: truncated importance sampling, Ionides 2008; for samplers of
     language models, Yao et al. 2025 ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training").
     Multiply the per-token policy loss with it. Weights of tokens correct each token but not how often its prefix is
-    drawn; weights of answers correct both, at a variance that grows with the length. Both sides must be at the
-    temperature that is trained and over the full vocabulary, not renormalised after top-p.
+    drawn; weights of answers correct both, at a variance that grows with the length. Both log-probabilities
+    must be at the training temperature and over the full vocabulary, not renormalised after top-p.
 
     Args:
         logprobs: ``[B, T]``, nats, of the same weights in the trainer.
         sampler_logprobs: ``[B, T]``, nats, as recorded while sampling.
         response_mask: ``[B, T]`` bool, True: the policy produced this token.
-        cap: C, above 0; the bias that is accepted for bounded variance. Infinite: none below e²⁰.
+        cap: C, above 0; it adds bias and bounds the variance. Infinite: no cap below e²⁰.
         level: ``token`` or ``sequence``.
 
     Returns:
@@ -254,10 +254,10 @@ def masked_importance_weights(
     floor: float = 0.0,
     level: Literal["token", "sequence"] = "token",
 ) -> TensorBT:
-    """Importance weights that leave out what sampler and trainer disagree about, where truncation keeps it.
+    """Importance weights that leave out tokens on which sampler and trainer disagree, instead of truncating.
 
     w_t = [F ≤ ρ_t ≤ C]·ρ_t, ρ_t = exp(log π_trainer − log π_sampler), no gradient; with ``level="sequence"`` every
-    token has the weight of its answer, with Π_t ρ_t in place of ρ_t. Source: IcePop, Ling team 2025 (arXiv 2510.18855),
+    token has the weight of its answer, with Π_t ρ_t instead of ρ_t. Source: IcePop, Ling team 2025 (arXiv 2510.18855),
     with F = 0.5 and C = 5.
 
     Args:
@@ -334,7 +334,7 @@ def clip_fraction(
     """Share of tokens whose ratio has left the clip range.
 
     mean of [ρ < 1 − ε_low or ρ > 1 + ε_high]. Source: Schulman et al. 2017 (arXiv 1707.06347), the bends of
-    eq. 7. Whatever the sign of the advantage, so not all of these tokens have lost their gradient.
+    eq. 7. It ignores the sign of the advantage, so not all of these tokens have lost their gradient.
 
     Args:
         logprobs: ``[B, T]``, nats, of the policy that is trained.
@@ -377,7 +377,7 @@ def approx_kl(logprobs: TensorBT, old_logprobs: TensorBT, response_mask: MaskBT)
 
 
 def explained_variance(values: TensorBT, returns: TensorBT, response_mask: MaskBT) -> Tensor:
-    """How much of the variation of the returns the critic predicts: 1 − Var(R − V)/Var(R), population variances.
+    """Share of the returns' variance that the critic predicts: 1 − Var(R − V)/Var(R), population variances.
 
     1: all of it; 0: none, or the returns do not vary; below 0: worse than predicting their mean.
 
@@ -406,16 +406,16 @@ def explained_variance(values: TensorBT, returns: TensorBT, response_mask: MaskB
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself, whose gradient is multiplied by a factor on the way back.
+    """``x`` unchanged; its gradient is multiplied by a factor in the backward pass.
 
-    x.detach() + c·(x − x.detach()). A head on shared states then trains on its whole loss and moves what is below by a
-    share of it.
+    x.detach() + c·(x − x.detach()). A head on shared states then trains on its whole loss, and the layers below on
+    a share of it.
 
     Source: bookkeeping of this package.
 
     Args:
         x: any shape.
-        factor: c; 0: nothing below is trained.
+        factor: c; 0: the layers below get no gradient.
 
     >>> x = torch.ones(1, requires_grad=True)
     >>> (3 * scale_gradient(x, 0.5)).backward()

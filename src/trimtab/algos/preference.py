@@ -2,11 +2,11 @@
 
 Shapes: B pairs (or B single answers for KTO). ``*_chosen`` and ``*_rejected`` are log π(y|x) of whole
 answers, *summed* over response tokens (``masked_sum(logprobs, response_mask, dim=1)``); where a paper
-averages over tokens, the function asks for lengths and divides itself. Throughout,
+averages over tokens, the function takes the lengths and divides by them. Throughout,
 
     h = (log π_w − log π_l) − (log ref_w − log ref_l),  π trained, ref a constant, w chosen, l rejected.
 
-Most of these are the Bradley–Terry loss of a reward that the policy implies, and are written so.
+Most of these losses are the Bradley–Terry loss of a reward that the policy implies, and are written that way.
 Departures from the papers: ORPO's average log-probability is kept one rounding step below 0, where
 the odds would be infinite.
 """
@@ -100,12 +100,12 @@ def ipo_loss(
     rejected_lengths: TensorB | None = None,
     probability: TensorB | None = None,
 ) -> TensorB:
-    """Identity preference optimisation: regress the gap to a fixed size, so certain labels cannot drive it to infinity.
+    """Identity preference optimisation: regress the gap on a fixed value, so certain labels cannot make it infinite.
 
     (h − 1/(2τ))²; soft label p: p·(h − 1/(2τ))² + (1 − p)·(h + 1/(2τ))². Source: Azar et al. 2023
     (arXiv 2310.12036), eq. 17, where log-probabilities are sums over tokens. With lengths each answer's log-ratio is
     divided by its tokens, h = log(π_w/ref_w)/|y_w| − log(π_l/ref_l)/|y_l|: the form that the authors say their
-    experiments used, and that TRL has. τ means another thing in each: a gap of an answer, or of a token.
+    experiments used, and that TRL has. τ has a different meaning in each: the gap of an answer, or of a token.
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -145,7 +145,7 @@ def ipo_loss(
 def hinge_loss(
     policy_chosen: TensorB, policy_rejected: TensorB, ref_chosen: TensorB, ref_rejected: TensorB, *, beta: float
 ) -> TensorB:
-    """Hinge on the implied reward: pairs ahead by 1/β nats teach nothing more.
+    """Hinge on the implied reward: pairs ahead by 1/β nats or more have no gradient.
 
     max(0, 1 − β·h). Source: Liu et al. 2023 (RSO, arXiv 2309.06657), hinge-norm loss of section 3.
 
@@ -192,7 +192,7 @@ def kto_loss(
         reference_point: z, a scalar in nats, from :func:`kto_reference_point` over the whole step.
         beta: β, above 0.
         weight_desirable: λ_D, above 0.
-        weight_undesirable: λ_U, above 0. The paper (eq. 8) asks for λ_D·(number liked)/(λ_U·number not) in
+        weight_undesirable: λ_U, above 0. The paper (eq. 8) recommends λ_D·(number liked)/(λ_U·number not) in
             [1, 4/3].
 
     Returns:
@@ -220,11 +220,11 @@ def kto_loss(
 
 
 def kto_reference_point(policy_mismatched: TensorB, ref_mismatched: TensorB) -> Tensor:
-    """Reference point of KTO: how far the policy has moved in general, seen on answers to other prompts.
+    """Reference point of KTO: how far the policy has moved overall, measured on answers to other prompts.
 
-    z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' an answer to another prompt than x (the next one in the batch
-    that is), no gradient. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. Call it once per optimiser
-    step with all mismatched pairs: from a micro-batch it would change with how the step is cut.
+    z = max(0, mean(log π(y'|x) − log ref(y'|x))), y' the next answer in the batch that is to another prompt than x,
+    no gradient. Source: Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. Call it once per optimiser
+    step with all mismatched pairs; computed from a micro-batch, it would depend on how the step is cut.
 
     Args:
         policy_mismatched: ``[B]``, nats, summed over tokens.
@@ -285,7 +285,7 @@ def simpo_loss(
     beta: float,
     gamma: float,
 ) -> TensorB:
-    """Simple preference optimisation: the reward is the average log-probability, so length earns nothing.
+    """Simple preference optimisation: the reward is the average log-probability, so it does not grow with length.
 
     −log σ(β·log π_w/|y_w| − β·log π_l/|y_l| − γ). Source: Meng et al. 2024 (arXiv 2405.14734), eq. 6.
 
@@ -295,7 +295,7 @@ def simpo_loss(
         chosen_lengths: ``[B]``, response tokens, 1 or more.
         rejected_lengths: ``[B]``.
         beta: β, reward units per nat per token, above 0 (2 to 10).
-        gamma: γ, the margin itself in reward units, 0 or above; tables that give γ/β mean another number.
+        gamma: γ, the margin in reward units, 0 or above; not the ratio γ/β that some tables give.
 
     Returns:
         ``[B]``, nats.
@@ -322,12 +322,13 @@ def cpo_loss(
     alpha: float = 1.0,
     mean_length: float | None = None,
 ) -> TensorB:
-    """Contrastive preference optimisation: DPO under a uniform reference, held in place by fine-tuning.
+    """Contrastive preference optimisation: DPO under a uniform reference, stabilised by fine-tuning.
 
     −log σ(β(log π_w − log π_l)) + α·NLL_w. Source: Xu et al. 2024 (arXiv 2401.08417), section 3. NLL is
     −log π_w, summed over tokens as in the paper. In the authors' code it is the mean over all chosen tokens of a batch:
-    Σ NLL / Σ|y|. With ``mean_length``, Σ|y|/B of the whole optimiser step, the mean of the losses is that; a long
-    answer then weighs more than a short one. The two forms differ by this length, so choose ``alpha`` for one of them.
+    Σ NLL / Σ|y|. With ``mean_length`` = Σ|y|/B of the whole optimiser step, the mean of the losses equals that; a
+    long answer then weighs more than a short one. The two forms differ by this length, so choose
+    ``alpha`` for one of them.
 
     Args:
         policy_chosen: ``[B]``, nats, summed over tokens.
@@ -359,8 +360,8 @@ def cpo_loss(
 def answer_nll(logprobs: TensorB, lengths: TensorB) -> TensorB:
     """Negative log-likelihood of an answer per token: −log π(y|x)/|y|.
 
-    α times that of the chosen answer beside the DPO loss keeps the chosen answer likely, where DPO alone may lower
-    both. Source: Pang et al. 2024 (iterative RPO, arXiv 2404.19733), eq. 1, with α = 1.
+    Adding α times this for the chosen answer to the DPO loss keeps the chosen answer likely; DPO alone may lower the
+    likelihood of both. Source: Pang et al. 2024 (iterative RPO, arXiv 2404.19733), eq. 1, with α = 1.
 
     Args:
         logprobs: ``[B]``, nats, summed over tokens.
@@ -388,7 +389,7 @@ def _log_ratio_gap(
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
 ) -> Tensor:
-    """The h of the module docstring, ``[B]``; with lengths, each log-ratio is divided by its answer's."""
+    """The h of the module docstring, ``[B]``; with lengths, each log-ratio is divided by its answer's length."""
     same_shape(
         policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )

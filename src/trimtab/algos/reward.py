@@ -1,4 +1,4 @@
-"""Losses of reward models, one per way in which people judge. Unreduced.
+"""Losses of reward models, one for each kind of judgement. Unreduced.
 
 Shapes: P pairs, N rankings of up to K answers, B sequences of T tokens. Rewards in the model's own
 units: e^Δ is the odds that the better answer wins. Masks: True = counts.
@@ -40,7 +40,7 @@ def bradley_terry_loss(
     """Negative log-likelihood that the chosen answer beats the rejected one.
 
     L = −log σ(Δ), Δ = r_w − r_l − m; soft label p: −p·log σ(Δ) − (1 − p)·log σ(−Δ) with Δ = r_w − r_l − sign(p − ½)·m,
-    so that the margin is asked of the answer that is more likely the better one; centring: + η·(r_w + r_l)². Source:
+    so that the margin applies to the answer that is more likely the better one; centring: + η·(r_w + r_l)². Source:
     Bradley & Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; margin: Touvron et al. 2023 (arXiv 2307.09288);
     centring: Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2.
 
@@ -50,10 +50,10 @@ def bradley_terry_loss(
     Args:
         chosen: ``[P]``, rewards of the better answers.
         rejected: ``[P]``, rewards of the worse ones.
-        margin: ``[P]``, reward units the better answer must be ahead by (with p < ½ that is ``rejected``; with p = ½
-            neither); None: 0.
+        margin: ``[P]``, reward units the better answer must be ahead by (for p < ½ that is ``rejected``; for p = ½
+            there is no margin); None: 0.
         probability: ``[P]``, P(chosen is better) in [0, 1]; None: 1.
-        centring: η, 0 or above (0.01 is usual); pulls rewards towards 0, which no comparison fixes.
+        centring: η, 0 or above (0.01 is usual); pulls rewards towards 0, which no comparison determines.
 
     Returns:
         ``[P]``, nats.
@@ -82,7 +82,7 @@ def bradley_terry_loss(
 def ranking_pairs(ranks: Sequence[int]) -> TensorP2:
     """All strict pairs of a ranking; ties make no pair.
 
-    For one ranking at a time, where pairs also carry a margin or a soft label; :func:`ranking_loss` takes
+    Use it for one ranking at a time, if pairs also have a margin or a soft label; :func:`ranking_loss` takes
     many rankings at once.
 
     Source: bookkeeping of this package.
@@ -104,8 +104,8 @@ def ranking_loss(rewards: TensorNK, ranks: TensorNK, mask: MaskNK | None = None)
     """Bradley–Terry averaged over all pairs of a ranking, so that a prompt with many answers counts once.
 
     L = 1/|P| · Σ_{(w,l) ∈ P} −log σ(r_w − r_l), P all strict pairs, C(K, 2) of them without ties. Source:
-    Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 and section 3.5: as separate examples, shuffled among
-    other prompts, the same pairs overfit within one pass.
+    Ouyang et al. 2022 (arXiv 2203.02155), eq. 1 and section 3.5: the same pairs as separate examples,
+    shuffled among other prompts, overfit within one pass.
 
     Args:
         rewards: ``[N, K]``, in any order.
@@ -134,13 +134,13 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, places:
     """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
 
     L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
-    Rafailov et al. 2023 (arXiv 2305.18290), appendix A.3. Knows no ties; for two answers it is Bradley–Terry.
+    Rafailov et al. 2023 (arXiv 2305.18290), appendix A.3. It does not allow ties; for two answers it is Bradley–Terry.
 
     Args:
         rewards: ``[N, K]``, each row from best to worst.
         mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
-        places: ``[N]`` int64, how many places from the best on are known; the answers behind them are worse, in no
-            known order. None: all are.
+        places: ``[N]`` int64, number of known places from the best on; the remaining answers are worse, in unknown
+            order. None: all are known.
 
     Returns:
         ``[N]``, nats, summed over the known places.
@@ -231,7 +231,7 @@ def davidson_loss(chosen: TensorP, rejected: TensorP, tie: MaskP, *, nu: float) 
 def vote_loss(
     gap: TensorP, tau: TensorP, outcome: TensorP, *, likelihood: Literal["davidson", "rao_kupper"]
 ) -> TensorP:
-    """Negative log-likelihood of single votes with ties, where every vote has a tie parameter of its own.
+    """Negative log-likelihood of single votes with ties, where each vote has its own tie parameter.
 
     With the gap d: Davidson, P(first) : P(tie) : P(second) = e^{d/2} : e^τ : e^{−d/2}, so ν = e^τ; Rao–Kupper,
     P(first) = σ(d − η), P(second) = σ(−d − η), P(tie) the rest, with η = e^τ = log θ. Source: Davidson 1970; Rao &
@@ -337,7 +337,7 @@ def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Aggregation = "pr
     Args:
         logits: ``[B, T]``, of P(the step that ends here is right).
         step_mask: ``[B, T]`` bool, True: a step ends at this token.
-        how: ``product`` (favours short solutions), ``minimum``, ``last`` (a step that hides an earlier mistake wins) or
+        how: ``product`` (favours short solutions), ``minimum``, ``last`` (a good last step hides an earlier mistake) or
             ``mean`` (many right steps outweigh a wrong one).
 
     Returns:
@@ -345,8 +345,8 @@ def process_score(logits: TensorBT, step_mask: MaskBT, *, how: Aggregation = "pr
 
     Raises:
         ConfigError: an unknown ``how``.
-        TrainingError: shapes differ, the mask is not bool, or a solution has no step: an empty product is 1,
-            so it would beat every other.
+        TrainingError: shapes differ, the mask is not bool, or a solution has no step; its empty product
+            of 1 would be the highest score.
 
     >>> steps = torch.tensor([[0.9, 0.5]]).logit(), torch.ones(1, 2, dtype=torch.bool)
     >>> [round(float(process_score(*steps, how=h)), 4) for h in ("product", "minimum", "last", "mean")]

@@ -1,4 +1,4 @@
-"""Numbers that follow a run: the scale of its rewards, and the price of passing a limit.
+"""Numbers that adapt during a run: the scale of its rewards, and the price of exceeding a limit.
 
 Both are updated once per rollout batch and saved with a checkpoint.
 """
@@ -27,7 +27,7 @@ class RunningScale:
 
     @property
     def value(self) -> float:
-        """σ, in reward units; 1 while nothing has varied, which leaves rewards as they are."""
+        """σ, in reward units; 1 as long as all rewards are equal, which leaves them unchanged."""
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
         return deviation if deviation > 1e-8 else 1.0
 
@@ -35,7 +35,7 @@ class RunningScale:
         """Take in a batch and return the new σ.
 
         Args:
-            rewards: of answers, reward units; none: nothing changes.
+            rewards: rewards of answers, reward units; if empty, nothing changes.
         """
         if rewards:
             k, n = len(rewards), self.count
@@ -59,15 +59,15 @@ class DualAscent:
     """The price λ of a cost, raised while the mean cost is above its limit and lowered while it is below.
 
     λ ← min(max(0, λ + η·(C − d)), largest), C the mean cost of a batch: projected ascent on the dual of
-    max E[r] − β·KL subject to E[c] ≤ d. At its end π ∝ ref·exp((r − λ*c)/β), and the limit holds with equality or λ* =
-    0. Source: Dai et al. 2023 (Safe RLHF, arXiv 2310.12773); there log λ is moved, and r − λc is divided
-    by 1 + λ, which also changes the weight of the KL.
+    max E[r] − β·KL subject to E[c] ≤ d. At convergence π ∝ ref·exp((r − λ*c)/β), and the limit holds with
+    equality or λ* = 0. Source: Dai et al. 2023 (Safe RLHF, arXiv 2310.12773); there log λ is updated, and
+    r − λc is divided by 1 + λ, which also changes the weight of the KL.
 
     Args:
         initial: first λ, reward units per unit of cost; 0 or above.
         limit: d, units of the cost per answer.
         lr: η, above 0.
-        largest: upper end of λ; None: no end.
+        largest: upper bound of λ; None: unbounded.
 
     Raises:
         ConfigError: a value outside its range.

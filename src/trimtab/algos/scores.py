@@ -1,4 +1,4 @@
-"""What is taken off the score of an answer before it becomes a reward: for missing its end, or for being too long.
+"""Penalties on the score of an answer before it becomes a reward: for a missing end, or for being too long.
 
 Shapes: B answers. Scores in reward units. Masks: True = as named.
 """
@@ -19,10 +19,10 @@ def penalise_missing_eos(
     """Scores with a penalty for answers that were cut before they ended their turn.
 
     ``replace``: s ← min(s, penalty), after the published code of Stiennon et al. 2020, which sets s ← penalty and so
-    rewards being cut where an answer scores less; ``subtract``: s ← s − |penalty|. Answers that ended keep their score.
+    rewards being cut if an answer scores less; ``subtract``: s ← s − |penalty|. Answers that ended keep their score.
     Being cut never raises a score.
 
-    Source: Stiennon et al. 2020 (arXiv 2009.01325), with the minimum in place of the assignment.
+    Source: Stiennon et al. 2020 (arXiv 2009.01325), with the minimum instead of the assignment.
 
     Args:
         scores: ``[B]``, reward units, of whole answers.
@@ -59,7 +59,7 @@ def overlong_penalty(lengths: TensorB, *, max_tokens: int, buffer: int) -> Tenso
     Args:
         lengths: ``[B]``, tokens of each answer.
         max_tokens: L_max, the most tokens an answer can have.
-        buffer: L_cache, over how many last tokens the punishment rises; from 1 to L_max.
+        buffer: L_cache, number of last tokens over which the penalty grows; from 1 to L_max.
 
     Returns:
         ``[B]`` float32, in [−1, 0], to be added to the scores.

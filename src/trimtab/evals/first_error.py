@@ -6,7 +6,7 @@ from itertools import chain
 
 from trimtab.errors import DataError
 from trimtab.feedback import Estimate
-from trimtab.feedback.intervals import central, resampled
+from trimtab.feedback.intervals import middle_95, resampled
 
 First = int | None
 """Index of the first wrong step; None: all steps are right."""
@@ -46,7 +46,7 @@ def first_error_f1(
     def f1(solutions: Sequence[list[tuple[bool, bool]]]) -> float | None:
         return _f1(list(chain.from_iterable(solutions)))
 
-    low, high = central(resampled(pool, f1, seed=0))
+    low, high = middle_95(resampled(pool, f1, seed=0))
     return Estimate(name=name, value=f1(pool), low=low, high=high, n=len(truth))
 
 

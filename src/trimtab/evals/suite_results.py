@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from trimtab.evals.suites import Outcome, Suite, SuiteItem
-from trimtab.feedback.intervals import Estimate, central, clustered_wilson_interval, resampled, wilson_interval
+from trimtab.feedback.intervals import Estimate, clustered_wilson_interval, middle_95, resampled, wilson_interval
 from trimtab.metrics import SUITES
 from trimtab.records import Record
 
@@ -273,7 +273,7 @@ def _bootstrap(
         added = term.ratios if known is None else tuple(_plus(known.ratios, term.ratios))
         sums[term.cluster] = Term(cluster=term.cluster, ratios=added)
     values = resampled(list(sums.values()), statistic, seed=seed)
-    return central(values) if values else (math.nan, math.nan)
+    return middle_95(values) if values else (math.nan, math.nan)
 
 
 def _plus(a: Iterable[Ratio], b: Iterable[Ratio]) -> Iterable[Ratio]:

@@ -1,7 +1,7 @@
-"""Faster training and sampling on processors: the same arithmetic in fewer passes over memory.
+"""Faster training and sampling on CPUs: the same arithmetic in fewer passes over memory.
 
-One call, :func:`install`, before models are loaded. Everything runs without it, slower, and gives the same numbers up
-to the order in which floating-point sums are added. What it changes:
+Call :func:`install` once, before models are loaded. Without it everything runs more slowly, with the same results up
+to the order in which floating-point sums are added. It changes:
 
 - ``allocation``: glibc keeps freed memory, so that large tensors are not mapped and zeroed anew at each use;
 - ``lora``: a linear layer and its adapter as one function;
@@ -9,7 +9,7 @@ to the order in which floating-point sums are added. What it changes:
 - ``packed``: weights laid out for the small batches of sampling;
 - ``decoder``: the decoding step of the Llama family without the overhead of library calls.
 
-Each of them checks that it applies: other devices, precisions and architectures take the plain way.
+Each part checks that it applies; other devices, precisions and architectures use the plain implementation.
 """
 
 from collections.abc import Iterator
@@ -31,29 +31,29 @@ __all__ = ["FastCpu", "install", "uninstall"]
 
 
 def install() -> None:
-    """Use the faster implementations in this process. Adapters that are already there stay as they are."""
+    """Use the faster implementations in this process. Existing adapters do not change."""
     keep_freed_memory()
     use_kernels(FastCpu())
 
 
 def uninstall() -> None:
-    """Use plain implementations from now on; memory settings and existing adapters stay as they are."""
+    """Use plain implementations from now on. Memory settings and existing adapters do not change."""
     use_kernels(Kernels())
 
 
 class FastCpu(Kernels):
-    """See the module's docstring."""
+    """The faster implementations; see the module's docstring."""
 
     def __init__(self) -> None:
         self._decodes: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def adapter_added(self, model: nn.Module) -> None:
-        """Let its linear layers compute with their adapters as one function."""
+        """Compute each linear layer and its adapter as one function."""
         use_lora_linear(model)
 
     @contextmanager
     def sampling(self, backbone: Backbone, *, recorded_layer: int | None = None) -> Iterator[Decoder | None]:
-        """Weights are laid out for few rows; the Llama family has its own decoding step."""
+        """Lay weights out for few rows; yield a decoding step for the Llama family."""
         if backbone.dtype != torch.float32:
             yield None
             return
@@ -68,13 +68,13 @@ class FastCpu(Kernels):
                 yield None
 
     def after_sampling(self) -> None:
-        """Return freed memory to the system: packed weights and caches are not what an update needs next."""
+        """Return the memory of packed weights and caches to the system; an update needs other blocks."""
         release_freed_memory()
 
     def accumulating_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Gradients are added up in one block of memory."""
+        """Accumulate gradients in one block of memory."""
         return gradients_in_one_block(model)
 
     def weight_gradient(self, weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-        """Added to the block where the weight has a place in it."""
+        """Add the gradient in the block if the weight has a place in it."""
         return add_product(weight, left, right)

@@ -1,4 +1,4 @@
-"""How this process holds large blocks of memory: glibc's settings, where there is glibc."""
+"""How this process allocates large blocks of memory, through glibc's settings if glibc is in use."""
 
 import ctypes
 import sys
@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of <malloc.h>
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let this process use large blocks again instead of handing each back to the kernel; True if it could be set.
+    """Reuse large blocks in this process instead of returning them to the kernel; True: it could be set.
 
     By default glibc maps every large tensor afresh and the kernel fills it with zeros, page by page. On 2 cores
     that was a fifth of a training step.
@@ -22,9 +22,9 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def mapped_apart() -> Iterator[None]:
-    """Inside, large blocks are mapped apart from the others and go back to the kernel when freed.
+    """Inside the context, large blocks are mapped separately and return to the kernel when freed.
 
-    For what lives long beside other blocks and then goes as a whole: it leaves no holes between them.
+    For blocks that live long among others and are then freed together, so that they leave no holes.
     """
     changed = keep_freed_memory() and _mallopt(_MMAP_MAX, 65536) and _mallopt(_MMAP_THRESHOLD, 2**20)
     try:
@@ -35,7 +35,7 @@ def mapped_apart() -> Iterator[None]:
 
 
 def release_freed_memory() -> None:
-    """Hand freed blocks back to the kernel after all: what sampling needed once is not what an update needs next."""
+    """Return freed blocks to the kernel; an update needs other blocks than sampling did."""
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -47,5 +47,5 @@ def _mallopt(parameter: int, value: int) -> bool:
 
 
 def _glibc(name: str) -> Any:
-    """A function of glibc; musl and other systems have none of these."""
+    """A function of glibc; musl and other systems lack these functions."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -1,7 +1,7 @@
-"""One decoding step of the Llama family written out, for processors.
+"""One decoding step of the Llama family written out, for CPUs.
 
-In a step of some 32 tokens, library calls between the matrix products and reading the keys and values of padding cost
-as much as the products themselves. Here query, key and value are one product, as are gate and up; weights are laid out
+In a step of about 32 tokens, library calls between the matrix products and reading keys and values of padding cost as
+much as the products themselves. Here query, key and value are one product, as are gate and up; weights are laid out
 once per call of the sampler; rows attend in blocks, each only as far back as its longest row. The results equal those
 of the model's own code up to the order of sums, which a probe checks before the first use; other models and devices
 use the model's own code.
@@ -20,21 +20,21 @@ from trimtab.models import Backbone
 from trimtab.models.cache import SlotCache
 
 ROWS = 16
-"""Answers that attend together: as many keys are read for each as the longest of them has."""
+"""Answers that attend together; each reads as many keys as the longest of them has."""
 
 TOLERANCE = 1e-4
-"""Largest relative difference to the model's own hidden states on the probe."""
+"""Largest relative difference from the model's own hidden states on the probe."""
 
 
 class LlamaDecoder:
-    """The trunk with the weights it has now, adapters left out.
+    """The trunk with its current weights, without adapters.
 
     Args:
-        base: a model of RMSNorm, rotary positions, grouped attention and SwiGLU, in float32 on a CPU.
-        recorded_layer: the states after so many layers are returned too; 0: none are.
+        base: a model with RMSNorm, rotary positions, grouped attention and SwiGLU, in float32 on a CPU.
+        recorded_layer: also return the states after this many layers; 0: none.
 
     Raises:
-        AttributeError: a part that such a model has is missing.
+        AttributeError: the model lacks a part that this family has.
     """
 
     def __init__(self, base: Any, *, recorded_layer: int = 0) -> None:
@@ -50,7 +50,7 @@ class LlamaDecoder:
         Args:
             tokens: ``[B]``, the tokens.
             where: ``[B]``, their positions; all earlier ones are in the cache.
-            cache: slot b holds row b; the new keys and values are put in it.
+            cache: slot b contains row b; the new keys and values are added to it.
 
         Returns:
             final hidden states and those of the recorded layer (None: no layer is), both ``[B, H]``.
@@ -108,7 +108,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _blocks(where: Tensor, kv_heads: int) -> Iterator[tuple[slice, int, Tensor]]:
-    """Rows that attend together, how many positions they look at, and a bias that hides what is behind each."""
+    """Rows that attend together, the number of positions they attend to, and a bias that masks those after each row."""
     for start in range(0, len(where), ROWS):
         places = where[start : start + ROWS].repeat_interleave(kv_heads)
         seen = int(places.max()) + 1
@@ -119,7 +119,7 @@ def _blocks(where: Tensor, kv_heads: int) -> Iterator[tuple[slice, int, Tensor]]
 
 @torch.no_grad()
 def can_decode(backbone: Backbone) -> bool:
-    """Whether :class:`LlamaDecoder` gives this model's numbers."""
+    """Whether :class:`LlamaDecoder` gives the same results as this model."""
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or not backbone.layouts.slots:
         return False
     base = backbone.model.base_model

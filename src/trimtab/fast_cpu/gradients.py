@@ -1,9 +1,9 @@
-"""Gradients of all weights with the least memory: added up in one block, and little kept for them.
+"""Gradients of all weights with little memory: accumulated in one block, with few stored activations.
 
-Autograd writes each layer's gradient to a tensor of its own and then adds that to what earlier micro-batches
-gave, and stores every intermediate result of a layer. Here a step's gradients lie side by side in one block and each
-product adds to its place; an output projection that is also the embedding adds both its gradients to the same one.
-SwiGLU and RMSNorm store their inputs and recompute the rest, which is a few passes over small tensors.
+Autograd writes each layer's gradient to a separate tensor, adds that to the gradient of earlier micro-batches, and
+stores every intermediate result of a layer. Here a step's gradients are in one block, and each product adds to its
+place. A tied output projection adds both of its gradients to the same place. SwiGLU and RMSNorm store their inputs and
+recompute the rest, which takes a few passes over small tensors.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,18 +16,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _places: dict[int, Tensor] = {}
-"""Where the gradient of a parameter, by its id, is added up."""
+"""Place in the block where a parameter's gradient is accumulated, by the parameter's id."""
 
 
 @contextmanager
 def gradients_in_one_block(model: nn.Module) -> Iterator[None]:
-    """Inside, ``backward`` adds the gradients of linear layers, embedding and head in place.
+    """Inside the context, ``backward`` adds the gradients of linear layers, embedding and head in place.
 
-    Each ``weight.grad`` becomes a view of one block once there is a gradient; a weight that is not used keeps None. The
-    sums are the same, added in another order. On other devices and precisions nothing changes.
+    Each ``weight.grad`` becomes a view of one block once there is a gradient; for an unused weight it stays None. The
+    sums are the same, in a different order. On other devices and precisions nothing changes.
 
     Args:
-        model: whose weights are trained; those without ``requires_grad`` are left alone.
+        model: the model to train; weights without ``requires_grad`` are ignored.
     """
     chosen: dict[int, Tensor] = {}
     changed: list[nn.Module] = []
@@ -52,7 +52,7 @@ def gradients_in_one_block(model: nn.Module) -> Iterator[None]:
 
 
 def add_product(weight: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-    """∂L/∂W += leftᵀ·right in W's place, or, where it has none, that product for autograd to add.
+    """∂L/∂W += leftᵀ·right in W's place; if W has no place, return the product for autograd to add.
 
     Args:
         weight: W, ``[out, in]``.
@@ -88,7 +88,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
-    """∂W[v] = Σ g over the places where token v stands; none for the padding token."""
+    """∂W[v] = Σ g over the places of token v; no gradient for the padding token."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, padding: int | None) -> Tensor:
@@ -113,8 +113,8 @@ class _Embedding(torch.autograd.Function):
 class _Gated(torch.autograd.Function):
     """y = h·Dᵀ with h = silu(a)·b, a = x·Gᵀ and b = x·Uᵀ (Shazeer 2020, arXiv 2002.05202, eq. 6: SwiGLU).
 
-    What autograd would keep of every layer, silu(a) and h, is recomputed: half of what a layer stores for its backward
-    pass. With g = ∂L/∂y, k = g·D and σ the logistic function: ∂b = k·silu(a), ∂a = k·b·σ(a)·(1 + a·(1 − σ(a))).
+    silu(a) and h, which autograd would store, are recomputed: half of what a layer stores for its backward pass.
+    With g = ∂L/∂y, k = g·D and σ the logistic function: ∂b = k·silu(a), ∂a = k·b·σ(a)·(1 + a·(1 − σ(a))).
     """
 
     @staticmethod
@@ -141,7 +141,7 @@ class _Gated(torch.autograd.Function):
 class _Norm(torch.autograd.Function):
     """y = w·n with n = x·r and r = 1/√(mean x² + ε) (Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4: RMSNorm).
 
-    Kept is x, not n. With g = ∂L/∂y: ∂w = Σ g·n, ∂x = r·(g·w − n·mean(g·w·n)).
+    x is stored instead of n. With g = ∂L/∂y: ∂w = Σ g·n, ∂x = r·(g·w − n·mean(g·w·n)).
     """
 
     @staticmethod
@@ -162,7 +162,7 @@ class _Norm(torch.autograd.Function):
 
 
 def _forward_of(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """What a module computes by to add its gradient in place, or to keep less for it; None: it stays as it is."""
+    """A forward function that accumulates a module's gradient in place or stores less; None: there is none."""
     kind = type(module)
     if kind is nn.Linear and _trained(module.weight):
         return lambda x: _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-any-return]
@@ -175,7 +175,7 @@ def _forward_of(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def _gated(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """SwiGLU as Llama has it, and many after it."""
+    """SwiGLU as in Llama and many later models."""
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(type(layer) is nn.Linear and layer.bias is None and _trained(layer.weight) for layer in layers):
         return None
@@ -184,7 +184,7 @@ def _gated(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """RMSNorm as Llama has it, and many after it."""
+    """RMSNorm as in Llama and many later models."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not (isinstance(weight, nn.Parameter) and weight.dim() == 1 and isinstance(eps, float) and _trained(weight)):
         return None
@@ -192,7 +192,7 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def _same(module: Any, forward: Callable[[Tensor], Tensor]) -> bool:
-    """Tried on two rows of numbers, and remembered for the kind: names alone would promise too much."""
+    """Whether ``forward`` equals the module's own, tested on two rows and cached per kind of module."""
     kind = type(module), type(getattr(module, "act_fn", None))
     if kind not in _known:
         width = next(module.parameters()).shape[-1]

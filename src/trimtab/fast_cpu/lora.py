@@ -1,7 +1,7 @@
 """A linear layer with its adapter in the fewest passes: y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ.
 
-Composed of library calls, the adapter's part is written out, scaled and added in three further passes over a tensor as
-wide as the layer, forward and again backward. Here each product adds to what is there already.
+Composed of library calls, the adapter's part is written, scaled and added in three more passes over a tensor as wide as
+the layer, both forward and backward. Here each product adds directly to the existing result.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     Args:
         x: ``[..., in]``.
         weight: ``[out, in]``; no gradient flows into it.
-        bias: ``[out]`` or None; none flows into it either.
+        bias: ``[out]`` or None; no gradient flows into it either.
         a: ``[r, in]``.
         b: ``[out, r]``.
         scale: s = α / r.
@@ -36,7 +36,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
-        out = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: some models change what comes out in place
+        out = x.new_empty(*x.shape[:-1], weight.shape[0])  # not a view: some models change the output in place
         flat = out.view(-1, weight.shape[0])
         if bias is None:
             torch.mm(rows, weight.T, out=flat)
@@ -62,10 +62,10 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class OneFunctionLinear(Linear):
-    """PEFT's linear layer, computing by :func:`lora_linear` where that is the same function."""
+    """PEFT's linear layer, computed with :func:`lora_linear` where both are the same function."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As PEFT's."""
+        """As in PEFT."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         plain = len(active) == 1 and not (self.disable_adapters or self.merged or args or kwargs)
         if not plain or not self._same(active[0], x):
@@ -85,7 +85,7 @@ class OneFunctionLinear(Linear):
 
 
 def use_lora_linear(model: nn.Module) -> None:
-    """Let the adapted linear layers of a model compute by :func:`lora_linear`."""
+    """Compute the adapted linear layers of a model with :func:`lora_linear`."""
     for module in model.modules():
         if type(module) is Linear and type(module.get_base_layer()) is nn.Linear:
             module.__class__ = OneFunctionLinear

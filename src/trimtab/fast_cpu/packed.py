@@ -1,8 +1,8 @@
 """Weights laid out for small batches while sampling.
 
-A matrix product of 8 to 64 rows spends much of its time bringing the weight matrix into the order
-the processor multiplies in. Weights do not change while answers are drawn, so this is done once
-per call instead of once per token.
+A matrix product of 8 to 64 rows spends much of its time converting the weight matrix to the layout
+in which the processor multiplies. Weights do not change while answers are drawn, so this is done
+once per call instead of once per token.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from trimtab.fast_cpu.allocation import mapped_apart
 
 ROWS = 32
-"""Rows the layout is made for; other counts work too."""
+"""Number of rows that the layout is made for; others work too."""
 
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Inside, every linear layer of ``model`` multiplies with a prepacked copy of its weight.
+    """Inside the context, every linear layer of ``model`` multiplies with a prepacked copy of its weight.
 
-    The arithmetic is float32 as before, only sums may be added in another order. Costs one copy of the weights
-    while it lasts. On other devices and precisions nothing changes.
+    The arithmetic stays in float32; only the order of sums may differ. It needs memory for one copy of the
+    weights. On other devices and precisions nothing changes.
     """
     changed: list[nn.Linear] = []
     try:
@@ -47,7 +47,7 @@ def _pack(module: Any) -> None:
 
 
 def packed_linear(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """One product for several linear layers with the same input: their outputs one after the other."""
+    """One product for several linear layers with the same input; their outputs are concatenated."""
     with torch.no_grad():
         weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]

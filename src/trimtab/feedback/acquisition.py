@@ -1,12 +1,12 @@
-"""What to label next: the arms that choose items, and the propensity with which each item is chosen.
+"""What to label next: arms choose items, each with a known propensity.
 
 π_i = min(1, c · Σ_a s_a w_a(i)) with Σ_i π_i = n: the arms a have shares s_a of the n labels and weights w_a(i) that
 sum to 1. Items are drawn with exactly these inclusion probabilities (Madow's systematic sampling in random order,
-Annals of Mathematical Statistics 20 (1949), 333–354). The random arm has a share of its own, so that every item has a
-chance, and what is estimated from the labels can be corrected with 1/π (:func:`corrected_share`). Prompts of the test
-set are set aside by a hash before any arm looks at them, and items among them are drawn at random.
+Annals of Mathematical Statistics 20 (1949), 333–354). The random arm has its own share, so every item can be chosen and
+estimates from the labels can be corrected with 1/π (:func:`corrected_share`). A hash assigns prompts to the test set
+before any arm reads them; items of the test set are drawn at random.
 
-NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy and SciPy, so it is imported where it is used and not with the package.
 """
 
 import hashlib
@@ -29,12 +29,13 @@ from trimtab.feedback.intervals import Estimate, weighted_share, wilson_interval
 from trimtab.records import Comparison, Record
 
 Arm = Literal["random", "margin", "variance", "design"]
-"""``random``: every item alike; ``margin``: small gaps between the two best answers first; ``variance``: gaps on which
-the members of an ensemble differ most first; ``design``: a D-optimal design for the last layer."""
+"""``random``: all items equally; ``margin``: items with the smallest gap between the two best answers first;
+``variance``: items on whose gap the members of an ensemble differ most first; ``design``: a D-optimal design for the
+last layer."""
 
 ARMS: tuple[Arm, ...] = ("random", "margin", "variance", "design")
 TEST = "test"
-"""Name of the arm that draws the test set."""
+"""Name of the test set's arm."""
 
 
 class AcquisitionConfig(Config):
@@ -62,19 +63,19 @@ class AcquisitionConfig(Config):
 
 
 class ItemScores(Record):
-    """What one or more reward models say about the answers of an item."""
+    """Scores of an item's answers by one or more reward models."""
 
     id: str
     """Id of the item."""
     scores: tuple[tuple[float | None, ...], ...] = Field(min_length=1)
     """``scores[m][k]``: reward of answer k by model m, in log-odds of winning; null is a score that is NaN."""
     features: tuple[tuple[float | None, ...], ...] | None = None
-    """``features[k]``: what the last layer sees of answer k, for the arm ``design``."""
+    """``features[k]``: input of the last layer for answer k, for the arm ``design``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """An item to be labelled."""
+    """An item chosen for labelling."""
 
     index: int
     """Its place among the items."""
@@ -85,10 +86,10 @@ class Chosen:
 
 
 def read_scores(path: Path, items: Sequence[Comparison]) -> tuple[list[ItemScores | None], Counter[str]]:
-    """The scores of each item from JSON lines of :class:`ItemScores`, and the rows that cannot be used, by reason.
+    """The scores of each item from JSON lines of :class:`ItemScores`, and counts of unusable rows by reason.
 
     Raises:
-        DataError: the file cannot be read, a line is not such a row, or no row fits an item.
+        DataError: the file cannot be read, a line is invalid, or no row matches an item.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -121,7 +122,7 @@ def read_scores(path: Path, items: Sequence[Comparison]) -> tuple[list[ItemScore
 
 
 def _unusable(row: ItemScores, answers: int | None) -> str | None:
-    """Why scores cannot be used; None: they can."""
+    """Why scores cannot be used; None: they can be used."""
     if answers is None:
         return "no such item"
     if any(len(member) != answers for member in row.scores) or (row.features and len(row.features) != answers):
@@ -139,15 +140,15 @@ def choose_items(
     *,
     seed: int,
 ) -> list[Chosen]:
-    """Draw the items to label next, in random order, so that an annotator who stops early has labelled a random part.
+    """Draw the items to label next, in random order, so an annotator who stops early has labelled a random subset.
 
-    An item without scores can be drawn by the random arm and for the test set only. Fewer items than asked for: all.
+    Only the random arm and the test set can draw items without scores. If there are too few items, all are chosen.
 
     Args:
-        items: what can be labelled.
-        scored: the scores of each; None: there are none.
-        config: how many, and by which arms.
-        seed: of the draw, and of the prompts that belong to the test set; rounds with one seed have one test set.
+        items: items that can be labelled.
+        scored: the scores of each item; None: no scores.
+        config: number of labels, and the arms.
+        seed: seed of the draw and of the choice of test prompts; rounds with equal seeds share a test set.
 
     Raises:
         ConfigError: an arm has no scores or features to work with.
@@ -175,13 +176,13 @@ def choose_items(
 
 
 def in_test_set(prompt: str, share: float, seed: int) -> bool:
-    """True: the prompt belongs to the test set, by a hash of seed and prompt, so for every list of items alike."""
+    """True: the prompt is in the test set, by a hash of seed and prompt, whatever the list of items."""
     digest = hashlib.sha256(f"{seed}|test|{prompt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _weights(arm: Arm, scored: Sequence[ItemScores | None], count: int) -> Floats:
-    """w_a, ``[N]``, sums to 1; 0 for items without scores in all arms but ``random``."""
+    """w_a, ``[N]``, sums to 1; 0 for items without scores, except for ``random``."""
     if arm == "random":
         return arm_weights(arm, np.zeros((len(scored), 1)), count=count)
     known = [i for i, row in enumerate(scored) if row is not None]
@@ -211,15 +212,15 @@ def _weights(arm: Arm, scored: Sequence[ItemScores | None], count: int) -> Float
 def arm_weights(arm: Arm, gaps: Floats, features: Floats | None = None, *, count: int) -> Floats:
     """w_a, ``[N]``, sums to 1: how an arm divides its labels among items.
 
-    ``margin`` and ``variance`` weigh an item by exp(−rank/n), the rank from 0 on and n the arm's number of labels, so
-    that nearly all of the arm's labels go to the n first items and the scale of the scores does not matter. ``design``
-    is :func:`d_optimal_design`.
+    ``margin`` and ``variance`` weight an item by exp(−rank/n), with the rank from 0 and n the arm's number of labels,
+    so most of the arm's labels go to the first items, and the scale of the scores does not matter. ``design`` is
+    :func:`d_optimal_design`.
 
     Args:
-        arm: which one.
+        arm: the arm.
         gaps: ``[N, M]``, score of the first answer minus that of the second by each model, in log-odds.
-        features: ``[N, D]``, the same difference of what the last layer sees; for ``design``.
-        count: n, labels that the arm gets.
+        features: ``[N, D]``, difference of the last layer's inputs; for ``design``.
+        count: n, the arm's number of labels.
     """
     if arm == "random":
         return np.full(len(gaps), 1 / len(gaps))
@@ -244,14 +245,14 @@ def d_optimal_design(gaps: Floats, information: Floats, *, count: int, rounds: i
     """Weights w that maximise log det(I/n + Σ_i w_i v_i x_i x_iᵀ), with Σ w = 1: the D-optimal design of a last layer.
 
     The Fisher information of a pair whose features differ by x is v x xᵀ with v = p(1 − p). I/n is a standard normal
-    prior seen by n labels. Solved by the multiplicative algorithm w_i ← w_i d_i / Σ_j w_j d_j with d_i = v_i x_iᵀ M⁻¹
-    x_i (Silvey, Titterington and Torsney, Communications in Statistics A 7 (1978), 1379–1389).
+    prior divided over n labels. Solved by the multiplicative algorithm w_i ← w_i d_i / Σ_j w_j d_j with
+    d_i = v_i x_iᵀ M⁻¹ x_i (Silvey, Titterington and Torsney, Communications in Statistics A 7 (1978), 1379–1389).
 
     Args:
         gaps: ``[N, D]``, x; columns are scaled to spread 1 here.
         information: ``[N]``, v.
-        count: n, labels to be given.
-        rounds: of the algorithm.
+        count: n, number of labels.
+        rounds: iterations of the algorithm.
 
     Returns:
         ``[N]``.
@@ -278,7 +279,7 @@ def inclusion_probabilities(weights: Floats, count: int) -> Floats:
         count: n, at most the number of weights above 0.
 
     Raises:
-        ConfigError: fewer weights above 0 than labels.
+        ConfigError: fewer weights are above 0 than ``count``.
     """
     if int((weights > 0).sum()) < count:
         raise ConfigError(f"{count} labels are to be drawn from {int((weights > 0).sum())} items with a weight above 0")
@@ -305,14 +306,14 @@ def systematic_sample(propensity: Floats, rng: np.random.Generator) -> Ints:
 def corrected_share(
     name: str, outcomes: Sequence[float], propensities: Sequence[float], clusters: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """A share of all items, from labels of items that were chosen with unequal chances.
+    """A share of all items, estimated from items that were chosen with unequal probabilities.
 
     Hájek's Σ x/π / Σ 1/π with a Wilson interval for the effective number of items
-    (:func:`~trimtab.feedback.intervals.weighted_share`). Without the correction an arm that looks for close pairs
-    makes ties look frequent and the reward model bad.
+    (:func:`~trimtab.feedback.intervals.weighted_share`). Without the correction, an arm that prefers close
+    pairs would overstate the share of ties and the errors of the reward model.
 
     Args:
-        name: what is estimated.
+        name: name of the estimate.
         outcomes: 0 … 1 for each labelled item.
         propensities: π of each.
         clusters: the group of each (its prompt); None: every item is its own group.
@@ -334,5 +335,5 @@ def corrected_share(
 
 
 def arm_counts(chosen: Sequence[Chosen]) -> Mapping[str, int]:
-    """How many items each arm chose."""
+    """Number of items that each arm chose."""
     return Counter(c.arm for c in chosen)

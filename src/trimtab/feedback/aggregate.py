@@ -1,9 +1,9 @@
-"""Several annotators' judgements of an item become one training preference, which keeps their ids.
+"""Combines several annotators' judgements of an item into one training preference, which keeps their ids.
 
 Answers are ordered by weighted Borda score: for each judgement, the share of the other answers
 that an answer beat (a tie counts half), averaged over judgements by annotator weight. For two
-answers that is the weighted majority; for more it is the order of the mean rank, and unlike the
-pairwise majority it can have no cycle. Other methods fit a model of all judgements together
+answers that is the weighted majority. For more it is the order of the mean rank, which, unlike the
+pairwise majority, has no cycles. Other methods fit a model of all judgements together
 (:mod:`trimtab.feedback.model_labels`).
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trimtab.feedback.model_labels import Habits, Label, ModelLabels
 
 LEAST_WEIGHT = 0.01
-"""Weight of a preference about which a model's votes say nothing; weights are above 0."""
+"""Smallest weight of a preference, for which the votes carry no information; weights must be above 0."""
 
 _LEAST_TRUSTED_FIRST: tuple[Source, ...] = ("simulated", "ai", "imported", "human")
 
@@ -91,17 +91,17 @@ class Aggregated:
     """Preferences, and counts of everything that was dropped."""
 
     preferences: tuple[Preference, ...]
-    """One for each usable item, in the order of the items."""
+    """One preference for each usable item, in the order of the items."""
     dropped: dict[str, int]
-    """Items without a preference, by reason; with the preferences they make up all items."""
+    """Number of items without a preference, by reason; together with the preferences, all items."""
     dropped_judgements: dict[str, int]
-    """Judgements behind no preference, by reason; with those behind one they make up all judgements."""
+    """Number of judgements used for no preference, by reason; together with the used ones, all judgements."""
     weights: dict[str, float]
     """The weight each annotator of a usable judgement had."""
     habits: "tuple[Habits, ...]" = ()
-    """What each annotator does differently, by the fitted model; empty for ``majority``."""
+    """Each annotator's habits in the fitted model; empty for ``majority``."""
     notes: tuple[str, ...] = ()
-    """What a reader has to know about the fitted model."""
+    """Notes for readers about the fitted model."""
 
 
 def aggregate(
@@ -114,29 +114,29 @@ def aggregate(
     """Combine all judgements of each item into one preference.
 
     A preference has its item's id; its ``source`` is that of the least trusted of its judgements,
-    in the order simulated, ai, imported, human: it says "human" only if every label was.
+    in the order simulated, ai, imported, human: it is "human" only if every label was.
     Equal scores are ties. For two answers ``probability`` is the weighted share that prefers the
     first, ties counting half: p = (W₁ + s/2) / (W + s) with the smoothing s. A judgement with a
-    probability of its own (an AI judge's) counts as that share of a vote; where its ranks tie all the
-    same (its two orders contradict each other) it is a tie in the ranks here too, and a share in
-    ``probability`` only.
+    probability (an AI judge's) counts as that share of a vote. If its ranks are tied nevertheless
+    (its two orders contradict each other), it is a tie in the ranks here too, and the share counts only
+    in ``probability``.
 
     With a ``method`` other than ``majority``, ranks and probability are the model's
     (:func:`trimtab.feedback.model_labels.label_by_model`), and ``weight`` is the share of the prior variance that the
-    votes removed: a pair with one vote of a careless annotator counts less than one with five votes.
+    votes removed: a pair with one vote of a careless annotator counts less than a pair with five votes.
 
-    For two answers with a winner, ``margin`` is η · max(0, Σ w v / Σ w) over the judgements that say how strong the
-    preference is: v is the strength, negative for the loser, 0 for a tie, and η is ``config.margin``. An adjudicator's
+    For two answers with a winner, ``margin`` is η · max(0, Σ w v / Σ w) over the judgements with a strength of
+    preference: v is the strength, negative for the loser, 0 for a tie, and η is ``config.margin``. An adjudicator's
     judgement of an item replaces those of the annotators.
 
     Args:
-        items: what was judged.
+        items: the judged items.
         judgements: any number, of any items, in any order.
         config: defaults to ``AggregateConfig()``.
-        weights: weight by annotator, 1 where missing, 0 to leave one out; replaces ``config.weighting``.
+        weights: weight by annotator, 1 if missing, 0 to leave one out; replaces ``config.weighting``.
 
     Raises:
-        ConfigError: if a weight is negative or not finite, all rankings are by other criteria, or the method needs a
+        ConfigError: a weight is negative or not finite, all rankings are by other criteria, or the method needs a
             package that is not installed.
     """
     config = config or AggregateConfig()
@@ -179,7 +179,7 @@ def aggregate(
 def _annotator_weights(
     usable: Mapping[str, Sequence[Judgement]], config: AggregateConfig, weights: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The weight of each annotator of a usable judgement: the given one, by agreement, or 1.
+    """The weight of each annotator of a usable judgement: given, by agreement, or 1.
 
     Raises:
         ConfigError: a weight is negative or not finite.
@@ -195,7 +195,7 @@ def _annotator_weights(
 
 
 def _prefers_one(preference: Preference) -> bool:
-    """True: its ranks or its probability put one answer above another."""
+    """True: the ranks or the probability put one answer above another."""
     p = preference.probability
     return max(preference.ranks) > 0 or (p is not None and not math.isclose(p, 0.5, abs_tol=1e-9))
 
@@ -206,7 +206,7 @@ def _fit(
     weights: Mapping[str, float],
     config: AggregateConfig,
 ) -> "ModelLabels":
-    """The labels of the model that the configuration names."""
+    """Labels from the model that the configuration names."""
     assert config.method != "majority"
     try:
         from trimtab.feedback.model_labels import label_by_model
@@ -224,13 +224,13 @@ def _fit(
 def reliability_weights(
     items: Sequence[Comparison], judgements: Sequence[Judgement], *, criterion: str = "overall"
 ) -> dict[str, float]:
-    """Weigh annotators by how often they side with the others, mean weight 1.
+    """Weight annotators by how often they agree with the others; the mean weight is 1.
 
     An annotator right with probability p agrees with a reference right with probability q at the
     rate a = pq + (1−p)(1−q), so 2a − 1 = (2p − 1)(2q − 1): over a shared reference, 2a − 1 is in
     proportion to 2p − 1, the small-signal form of the optimal log-odds weight. The reference is
-    the net vote of the others (leave one out); a is pulled to the common rate by ten votes, so
-    that few votes give a weight near 1, and the weight does not fall below .05 before scaling.
+    the net vote of the others (leave one out); a is shrunk to the common rate as by ten votes,
+    so few votes give a weight near 1. The weight is at least .05 before scaling.
     Without overlap, or with no agreement beyond chance, all weights are 1.
     """
     return _agreement_weights(usable_judgements(items, judgements, criterion)[0])
@@ -260,7 +260,7 @@ def _combine(
     config: AggregateConfig,
     label: "Label | None",
 ) -> Preference:
-    """One preference, with the model's label or, where there is none, by the item's own votes."""
+    """One preference, with the model's label or, if there is none, the label of the item's votes."""
     if label is None:
         ranks, soft = _majority(item, judgements, weights, config)
     else:
@@ -305,7 +305,7 @@ def _majority(
 def _margin(
     ranks: Sequence[int], judgements: Sequence[Judgement], weights: Sequence[float], scale: float
 ) -> float | None:
-    """The mean strength in favour of the winner of two answers, in reward units; None where none was given."""
+    """The mean strength in favour of the winner of two answers, in reward units; None: no strength was given."""
     if len(ranks) != 2 or ranks[0] == ranks[1] or not scale or all(j.strength is None for j in judgements):
         return None
     strengths = [(w, v) for w, j in zip(weights, judgements, strict=True) if (v := signed_strength(j)) is not None]
@@ -317,13 +317,13 @@ def _margin(
 
 
 def _soft(judgement: Judgement) -> list[float]:
-    """P(better) of each of two answers, by a judgement with a probability."""
+    """P(better) of each of two answers, from a judgement with a probability."""
     assert judgement.probability is not None
     by_place = (judgement.probability, 1 - judgement.probability)
     return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]
 
 
 def _beaten(ranks: Sequence[int]) -> list[float]:
-    """For each answer the share of the others it beats, ties half."""
+    """For each answer, the share of the others that it beats; a tie counts half."""
     others = len(ranks) - 1
     return [(sum(r < s for s in ranks) + (sum(r == s for s in ranks) - 1) / 2) / others for r in ranks]

@@ -1,8 +1,9 @@
-"""How far annotators agree, and how far position or length alone explain what they say.
+"""How far annotators agree, and how far position or length alone explain their judgements.
 
 Every number is over pairs of answers (a ranking of K gives K(K−1)/2) and has a 95 % interval. The
-interval is the percentile bootstrap over prompts, as votes on one prompt are not independent; where
-that has no width, a proportion gets Wilson's interval with one observation per prompt.
+interval is the percentile bootstrap over prompts, because votes on one prompt are not independent.
+If the bootstrap interval has no width, a proportion gets Wilson's interval with one observation per
+prompt.
 """
 
 import math
@@ -86,33 +87,33 @@ def agreement_report(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Estimate]:
-    """Estimate agreement and the two commonest biases; where a number cannot be estimated, ``reason`` says why.
+    """Estimate agreement and the two most common biases; if a number cannot be estimated, ``reason`` says why.
 
     Adjudications are left out, and judgements that :func:`~trimtab.feedback.votes.usable_judgements` refuses;
     :func:`left_out` counts them.
 
     Args:
-        items: what was judged.
+        items: the judged items.
         judgements: any number, of any items.
-        criterion: which judgements to look at.
+        criterion: the criterion of the judgements to use.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Returns:
         By name:
 
-        - ``raw_agreement``: two annotators gave a pair the same label; a tie is a label of its own.
+        - ``raw_agreement``: two annotators gave a pair the same label; a tie is a separate label.
         - ``leave_one_out``: an annotator who chose a winner chose that of the net vote of the others (½ if
           those are even): the ceiling for the accuracy of a reward model on single judgements.
         - ``krippendorff_alpha``: nominal, with first, second and tie as the values.
         - ``strength_alpha``: Krippendorff's for numbers, over the strengths of preference between two answers, from −1
-          (the second is clearly better) over 0 (a tie) to 1: two annotators who both call it close disagree little.
-          Where any judgement has a strength, every tie counts as 0; a winner without a strength does not count.
-        - ``cohen_kappa``: where exactly two annotators overlap; Cohen 1960, equation 1.
-        - ``fleiss_kappa``: over the pairs judged by the most usual number of annotators (2 or more), as it needs
+          (the second is clearly better) over 0 (a tie) to 1: two annotators who both find a small difference disagree
+          little. If any judgement has a strength, every tie counts as 0, and winners without a strength do not count.
+        - ``cohen_kappa``: if exactly two annotators overlap; Cohen 1960, equation 1.
+        - ``fleiss_kappa``: over the pairs with the most common number of annotators (2 or more), because it needs
           equal numbers; Fleiss 1971, equations 1 to 7.
-        - ``gwet_ac1``: chance-corrected like κ, but stays meaningful where nearly all say the same; Gwet 2008,
-          equations 18 and 19, for any number of annotators. Categories: first, second, and tie where there is one.
+        - ``gwet_ac1``: chance-corrected like κ, but also meaningful if nearly all labels are equal; Gwet 2008,
+          equations 18 and 19, for any number of annotators. Categories: first, second, and tie if there is one.
         - ``first_shown_wins``: of the pairs with a winner, the answer shown earlier won; .5 = no bias.
         - ``longest_wins``: of the pairs with a winner, the one with more characters won (½ if equal):
           the baseline that a reward model must beat.
@@ -120,7 +121,7 @@ def agreement_report(
           form a cycle (a over b over c over a); ¼ is expected if all winners are random.
 
     Raises:
-        ConfigError: judgements were made by other criteria only.
+        ConfigError: all judgements were made by other criteria.
     """
     require_criterion(judgements, criterion)
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
@@ -153,14 +154,14 @@ def agreement_report(
 def left_out(
     items: Sequence[Comparison], judgements: Sequence[Judgement], *, criterion: str = "overall"
 ) -> dict[str, int]:
-    """How many judgements no statistic about annotators uses, by reason; the others are used."""
+    """Number of judgements that no statistic about annotators uses, by reason."""
     _, refused = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     refused["adjudication"] = sum(j.adjudication for j in judgements)
     return dict((+refused).most_common())
 
 
 def describe_left_out(total: int, reasons: Mapping[str, int]) -> str:
-    """The counts of :func:`left_out` in words; empty where nothing is left out.
+    """The counts of :func:`left_out` in words; empty if nothing is left out.
 
     >>> describe_left_out(7, {"unknown item id": 7})
     '7 of 7 judgements left out: unknown item id (7)'
@@ -230,7 +231,7 @@ def _estimates(
 
 
 def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[Judgement]]) -> list[_Sums]:
-    """All that the statistics are made of, summed over the votes on one prompt."""
+    """The terms of all statistics, summed over the votes on each prompt."""
     by_id = {item.id: item for item in items}
     rows: dict[str, list[_Sums]] = {}
     for item_id, i, j, votes in pair_votes(usable):
@@ -263,7 +264,7 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
 
 
 def _counts(votes: Mapping[str, Hashable], counts: Counter[Any]) -> _Sums:
-    """What the κ family is made of, for one pair of answers."""
+    """The terms of the κ family for one pair of answers."""
     m = len(votes)
     row: _Sums = {"units": 1}
     row |= {f"share {v}": n / m for v, n in counts.items()} | {f"rated {v}": n for v, n in counts.items()}
@@ -278,7 +279,7 @@ def _counts(votes: Mapping[str, Hashable], counts: Counter[Any]) -> _Sums:
 
 
 def _usual_count(total: Mapping[Hashable, float]) -> int:
-    """The number of annotators, two or more, that most pairs of answers have."""
+    """The most common number of annotators, two or more, of a pair of answers."""
     counts = [
         (n, -int(key[3:]))
         for key, n in total.items()
@@ -327,7 +328,7 @@ def _kappa(observed: float, expected: float) -> float | None:
 def _net_wins(
     by_id: Mapping[str, Comparison], usable: Mapping[str, Sequence[Judgement]]
 ) -> dict[str, dict[tuple[str, str], int]]:
-    """For each prompt, by how many votes one answer's text beat another's, over all items."""
+    """For each prompt, the net votes by which one answer's text beat another's, over all items."""
     wins: dict[str, dict[tuple[str, str], int]] = {}
     for item_id, i, j, votes in pair_votes(usable):
         item = by_id[item_id]
@@ -376,7 +377,7 @@ def _add(rows: Iterable[_Sums]) -> _Sums:
 def _resample(
     clusters: Sequence[_Sums], statistics: Mapping[str, _Statistic], seed: int, resamples: int
 ) -> dict[str, list[float]]:
-    """Values of each statistic over bootstrap samples of the clusters, where it is defined."""
+    """Values of each statistic over bootstrap samples of the clusters, as far as it is defined."""
     rng = Random(seed)
     columns = {key: [sums.get(key, 0.0) for sums in clusters] for key in _add(clusters)}
     values: dict[str, list[float]] = {name: [] for name in statistics}

@@ -1,4 +1,4 @@
-"""What annotators do differently, as the reward stage learns it from single votes: ``annotators`` of ``reward.json``.
+"""How annotators differ, as the reward stage learns it from single votes: ``annotators`` of ``reward.json``.
 
 All log-losses are means over votes, in nats over the three outcomes.
 """
@@ -14,23 +14,23 @@ Habit = Literal["tie", "skill", "position"]
 
 
 class HabitTrial(Record):
-    """What one set of habits predicts."""
+    """How well one set of habits predicts votes."""
 
     habits: tuple[Habit, ...]
     """What differs between annotators."""
     log_loss: float
-    """Mean negative log-likelihood of a vote that was not fitted."""
+    """Mean negative log-likelihood of votes that were not used in the fit."""
     kept: bool
     """True: better than without the habit that was added last; the first, without habits, is where it starts."""
 
 
 class AnnotatorHabits(Record):
-    """One annotator at the end of training; None, and not in the file: the habit is the same for all."""
+    """One annotator at the end of training. A habit that is the same for all is None and not in the file."""
 
     annotator: str
     """Pseudonym."""
     votes: int
-    """Votes by weight: all pairs of a ranking of K answers are K − 1."""
+    """Number of votes by weight: all pairs of a ranking of K answers count K − 1."""
     tie: float | None = None
     """τ."""
     position: float | None = None
@@ -49,18 +49,18 @@ class TasteTrial(Record):
     deviation: float
     """Its standard deviation σ."""
     log_loss: float
-    """Of a vote that was not fitted."""
+    """Log-loss of votes that were not used in the fit."""
 
 
 class TasteFacts(Record):
     """The decision on a taste."""
 
     annotators: int
-    """How many have enough votes."""
+    """Number of annotators with enough votes."""
     without: float
-    """Log-loss of a vote that was not fitted, without a taste."""
+    """Log-loss of votes that were not used in the fit, without a taste."""
     trials: tuple[TasteTrial, ...]
-    """What was tried; empty: too few annotators have enough votes."""
+    """The priors that were tried; empty: too few annotators have enough votes."""
     used: bool
     """True: training used a taste."""
     direction: tuple[float, ...] | None
@@ -92,6 +92,6 @@ class AnnotatorFacts(Record):
     annotators: tuple[AnnotatorHabits, ...]
     """Each of them."""
     heldout: HeldoutVotes | None
-    """None: no vote was held out."""
+    """Log-loss of held-out votes; None: no vote was held out."""
     taste: TasteFacts | None = None
-    """None: the recipe asks for none; early versions had none."""
+    """None: the recipe does not request a taste, or an early version wrote the file."""

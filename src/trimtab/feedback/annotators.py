@@ -1,4 +1,4 @@
-"""How each annotator works: agreement with others, biases, speed. Reasons to look closer, not verdicts."""
+"""How each annotator works: agreement with others, biases, speed. These are reasons to look closer, not verdicts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from trimtab.feedback.votes import leave_one_out, pair_votes, require_criterion,
 from trimtab.records import Comparison, Judgement, Record
 
 FAST_SECONDS = 3.0
-"""A faster ranking is suspicious, unless the project sets another limit."""
+"""A ranking made in fewer seconds is suspicious, unless the project sets another limit."""
 
 
 class AnnotatorReport(Record):
@@ -19,17 +19,17 @@ class AnnotatorReport(Record):
     annotator: str
     """Pseudonym."""
     judgements: int
-    """Usable rankings."""
+    """Number of usable rankings."""
     agreement: Estimate
     """Share of pairs on which the others' net vote names the same winner; ½ if the others are even."""
     first_shown_wins: Estimate
-    """Of the pairs with a winner, how often the answer shown earlier won; ½ is no bias."""
+    """Share of the pairs with a winner in which the answer shown earlier won; ½ is no bias."""
     longest_wins: Estimate
-    """Of the pairs with a winner, how often the longer answer won."""
+    """Share of the pairs with a winner in which the longer answer won."""
     seconds: Estimate
     """Median time for an item."""
     fast: Estimate
-    """Share of judgements quicker than the limit."""
+    """Share of judgements faster than the limit."""
 
 
 def annotator_reports(
@@ -42,13 +42,13 @@ def annotator_reports(
     """One report for each annotator, by pseudonym. Adjudications are left out.
 
     Args:
-        items: what was judged.
+        items: the judged items.
         judgements: any number, of any items.
-        criterion: which judgements to look at.
-        fast_seconds: what counts as suspiciously fast.
+        criterion: the criterion of the judgements to use.
+        fast_seconds: a judgement made in fewer seconds counts as suspiciously fast.
 
     Raises:
-        ConfigError: judgements were made by other criteria only.
+        ConfigError: all judgements were made by other criteria.
     """
     require_criterion(judgements, criterion)
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
@@ -90,7 +90,7 @@ def annotator_reports(
 
 
 def speed(seconds: Iterable[float | None], fast_seconds: float = FAST_SECONDS) -> tuple[Estimate, Estimate]:
-    """Median time, and the share of judgements quicker than the limit; times that are not known are left out."""
+    """Median time, and the share of judgements faster than the limit; unknown times are left out."""
     times = [t for t in seconds if t is not None]
     if not times:
         unknown = Estimate(reason="no times are known")

@@ -1,4 +1,4 @@
-"""Calibration of a judge's probabilities: is a confidence of 80 % right in 80 %? Measured and corrected.
+"""Measures and corrects the calibration of a judge's probabilities: is a confidence of 80 % right in 80 %?
 
 Legend: p = a judge's P(first is better), y = people's label (1 first, 0 second, ½ tie or even votes). Every
 function takes p and y with one weight each (1 unless said otherwise).
@@ -24,8 +24,8 @@ def fit_temperature(p: Sequence[float], y: Sequence[float], weights: Sequence[fl
     """Divide the log-odds by one number T > 0 that makes the labels most likely.
 
     q = σ(logit(p) / T), T = argmin −Σ w [y log q + (1−y) log(1−q)]; Guo et al., "On Calibration of Modern Neural
-    Networks", 2017, section 4.2. The loss is convex in 1/T ≥ 0; it is bisected there. T is at most 1000, so that a
-    judge that knows nothing ends near one half.
+    Networks", 2017, section 4.2. The loss is convex in 1/T ≥ 0, and is minimised there by bisection. T is at most 1000,
+    so an uninformative judge ends near one half.
     """
     weights = _checked(p, y, weights)
     logits = [logit(x) for x in p]
@@ -47,7 +47,7 @@ def fit_temperature(p: Sequence[float], y: Sequence[float], weights: Sequence[fl
 
 
 def fit_isotonic(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | None = None) -> Calibrator:
-    """The monotone step function with the least squared error, straight lines between the steps' centres.
+    """The monotone step function with the least squared error, interpolated linearly between the steps' centres.
 
     Pool adjacent violators; Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability
     estimates", 2002. Swapping the answers must swap the probability, so every (p, y) is also fitted as (1−p, 1−y).
@@ -56,7 +56,7 @@ def fit_isotonic(p: Sequence[float], y: Sequence[float], weights: Sequence[float
     equal: dict[float, list[float]] = {}  # weight, weighted sum of y, weighted sum of p
     for a, b, w in zip(p, y, weights, strict=True):
         for x, t in ((a, b), (1 - a, 1 - b)):
-            x = round(x, 9)  # 1 − .3 and .7 are one place
+            x = round(x, 9)  # 1 − .3 and .7 must be equal keys
             sums = equal.setdefault(x, [0.0, 0.0, 0.0])
             for place, value in enumerate((w, w * t, w * x)):
                 sums[place] += value
@@ -99,7 +99,7 @@ def cross_fitted(
 ) -> list[float]:
     """Calibrated probabilities of labelled items, each by a calibrator that saw no item of its group (its prompt).
 
-    Groups are dealt to folds at random; with fewer groups than folds, one fold each.
+    Groups are assigned to folds at random; with fewer groups than folds, each group is a fold.
     """
     weights = _checked(p, y, weights)
     names = sorted(set(groups), key=str)
@@ -126,9 +126,9 @@ class Bin:
     confidence: float
     """Mean confidence."""
     accuracy: float
-    """Share in which people agree; a tie counts half."""
+    """Share of items on which people agree with the judge; a tie counts half."""
     n: int
-    """Items."""
+    """Number of items."""
 
 
 def reliability(

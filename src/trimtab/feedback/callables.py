@@ -15,14 +15,14 @@ from trimtab.files import sha256_file
 from trimtab.records import Completion, Prompt
 
 Utility = Callable[[Prompt, Completion], float]
-"""How good one answer is, in utility units: larger is better, differences count, the zero does not."""
+"""How good an answer is, in utility units. Larger is better; only differences matter, not the zero."""
 
 
 def load_callable(path: str) -> Callable[..., Any]:
     """Import ``package.module.name`` and return what it names.
 
     Raises:
-        ConfigError: if the path has no dot, the module cannot be imported, the name is not in it
+        ConfigError: the path has no dot, the module cannot be imported, the name is not in it
             or is not callable. The message says which.
     """
     module_name, _, name = path.rpartition(".")
@@ -30,7 +30,7 @@ def load_callable(path: str) -> Callable[..., Any]:
         raise ConfigError(f"{path!r} is not a dotted path; write it as 'package.module.function'")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does while it is imported
+    except Exception as error:  # whatever importing the module raises
         raise ConfigError(
             f"{path!r}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); "
             "check the spelling and that it is installed or on PYTHONPATH"
@@ -49,10 +49,10 @@ def load_callable(path: str) -> Callable[..., Any]:
 def source_digests(path: str) -> dict[str, str]:
     """SHA-256 of the code behind a dotted path, by module: equal digests, equal function.
 
-    It covers the module that is named, the packages it is in, and the local modules that these import, directly or
-    through others, by statement or by :func:`importlib.import_module` with a name written out. The standard library,
-    installed packages and other modules of trimtab are left out. Not seen are modules that are imported by a computed
-    name, and files that the code reads.
+    It covers the named module, the packages that contain it, and the local modules that these import, directly or
+    indirectly, by statement or by :func:`importlib.import_module` with a literal name. The standard library, installed
+    packages and other modules of trimtab are left out. Modules imported by a computed name, and files that the code
+    reads, are not detected.
     """
     module = path.rpartition(".")[0]
     digests: dict[str, str] = {}
@@ -72,7 +72,7 @@ def _packages_of(module: str) -> list[str]:
 
 
 def _source(name: str, *, named: bool) -> Path | None:
-    """The file of a module; None where there is none, or where it is not local and not the one that is named."""
+    """The file of a module; None: there is none, or the module is neither local nor the named one."""
     top = name.partition(".")[0]
     if not named and (top in sys.stdlib_module_names or top == __name__.partition(".")[0]):
         return None
@@ -103,11 +103,11 @@ def _is_own(file: Path) -> bool:
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:
-    """Names of modules that a source file may import, anywhere in it, with the packages they are in."""
+    """Names of modules that a source file may import anywhere in it, and of the packages that contain them."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
-        return  # compiled, or no Python source
+        return  # compiled, or not Python source
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         modules: list[str] = []

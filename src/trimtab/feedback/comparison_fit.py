@@ -2,12 +2,13 @@
 
 With habits, the log-likelihood is averaged over the uncertainty of x_i − x_j from the round before (a Gaussian
 variational bound with Laplace's variances; Opper and Archambeau, Neural Computation 21 (2009), 786–792). At a joint
-maximum instead, thousands of scores with few votes each follow the noise: skills spread without limit while scores
-shrink.
+maximum instead, thousands of scores with few votes each fit the noise: skills spread without limit
+while scores shrink.
 
 Priors: x_k ~ N(0, σ_x²); γ_a ~ N(1, σ_γ²); τ_a ~ N(μ_τ, σ_τ²); b_a ~ N(μ_b, σ_b²), with the common μ_τ and μ_b
-estimated too; μ_b ~ N(0, ½²), so that better answers that happen to be shown first are not explained away. A prior
-keeps answers that never lost, and annotators with three votes, at finite numbers. The prior deviations are MacKay's:
+estimated too; μ_b ~ N(0, ½²), so that better answers that happen to be shown first are not explained away. The
+priors keep the values of answers that never lost, and of annotators with few votes, finite. The prior
+deviations are MacKay's:
 σ² = (Σ m² + n₀ s₀²) / (Σ (1 − v/σ²) + n₀) with the posterior means m (from the prior's mean) and variances v, and
 n₀ = 2 imagined observations of the deviation s₀ (MacKay, Neural Computation 4 (1992), 415–447, section 4). Intervals
 are Laplace's, from the expected information of all votes at the maximum, with the prior deviations and μ taken as
@@ -39,13 +40,13 @@ HABITS: tuple[Habit, ...] = ("tie", "skill", "position")
 """What may differ between annotators."""
 
 DENSE = 2500
-"""Most answers whose covariance is computed as one matrix (50 MB); see :func:`_covariance` for more."""
+"""Largest number of answers whose covariance is computed as one matrix (50 MB); see :func:`_covariance`."""
 
 _START = {"score": 1.0, "skill": 0.5, "tie": 0.7, "position": 0.3}
 """s₀, and the deviations of the first round."""
-_MOST = {"score": 5.0, "skill": 1.0, "tie": 3.0, "position": 3.0}  # prior deviations beyond these are never plausible
+_MOST = {"score": 5.0, "skill": 1.0, "tie": 3.0, "position": 3.0}  # larger prior deviations are never plausible
 _IMAGINED = 2.0
-_COMMON = {"tie": 10.0, "position": 0.5}  # prior deviations of μ_τ and μ_b: a bias of all annotators is seldom large
+_COMMON = {"tie": 10.0, "position": 0.5}  # prior deviations of μ_τ and μ_b: a bias common to all is seldom large
 _ROUNDS = 12
 _TIE_BOUNDS = (-9.0, 4.0)
 
@@ -59,7 +60,7 @@ class ComparisonFit:
     habits: tuple[Habit, ...]
     """What differs between annotators."""
     parameters: Parameters
-    """At the maximum."""
+    """Parameters at the maximum."""
     deviations: dict[str, float]
     """Prior standard deviations σ of ``score`` and of each habit."""
     common_tie: float
@@ -67,15 +68,15 @@ class ComparisonFit:
     common_position: float
     """μ_b."""
     variance: Floats
-    """``[K]``, of the scores."""
+    """``[K]``, variance of each score."""
     skill_deviation: Floats
-    """``[A]``, standard deviation of γ_a; 0 where it is not fitted."""
+    """``[A]``, standard deviation of γ_a; 0 if it is not fitted."""
     tie_deviation: Floats
-    """``[A]``, of τ_a; 0 where it is common to all."""
+    """``[A]``, standard deviation of τ_a; 0 if it is common to all."""
     position_deviation: Floats
-    """``[A]``, of b_a; 0 where it is common to all."""
+    """``[A]``, standard deviation of b_a; 0 if it is common to all."""
     pair_variance: Floats
-    """``[P]``, of x_i − x_j for the requested pairs."""
+    """``[P]``, variance of x_i − x_j for the requested pairs."""
 
     def __str__(self) -> str:
         return f"{self.model} of {len(self.parameters.score)} answers by {len(self.parameters.skill)} annotators"
@@ -92,14 +93,14 @@ def fit_comparisons(
     """Fit scores and habits.
 
     Args:
-        votes: one at least.
+        votes: at least one.
         model: ``davidson`` or ``rao_kupper``.
         habits: what differs between annotators; () fits one tie parameter and one position bias for all.
-        pairs: first and second answers whose contrast's variance is wanted; None: none.
-        deviations: prior standard deviations that stay as they are; None: all are estimated.
+        pairs: first and second answers of pairs whose difference needs a variance; None: none.
+        deviations: fixed prior standard deviations; None: all are estimated.
 
     Raises:
-        ConfigError: no votes.
+        ConfigError: there are no votes.
     """
     if not len(votes):
         raise ConfigError("there is no vote to fit; pass votes with a winner or a tie")

@@ -1,15 +1,15 @@
-"""Likelihoods of votes on pairs of answers, with ties, and what each annotator does differently.
+"""Likelihoods of votes on pairs of answers, with ties and with the habits of each annotator.
 
 Shapes: N votes on pairs of K answers by A annotators. A vote on the pair (i, j) by annotator a depends on two
 numbers: the gap ``d = γ_a (x_i − x_j) + s b_a`` with the answers' scores x, the annotator's skill γ_a (1 typical,
-0 a coin, below 0 contrary), position bias b_a and s = 1 where i was shown before j, −1 where after, 0 where unknown;
+0 a coin, below 0 contrary), position bias b_a and s = 1 if i was shown before j, −1 if after, 0 if unknown;
 and the tie parameter τ_a.
 
 - Davidson: P(i) : P(tie) : P(j) = e^{d/2} : e^τ : e^{−d/2}, so ν = e^τ. Davidson, JASA 65 (1970), 317–328.
 - Rao–Kupper: P(i) = σ(d − η), P(j) = σ(−d − η), P(tie) the rest, with η = e^τ = log θ. Rao and Kupper, JASA 62 (1967),
   194–204.
 
-NumPy is imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy, so it is imported where it is used and not with the package.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Votes:
     shown: Floats
     """``[N]``, 1: the first answer was shown before the second; −1: after it; 0: not known."""
     weight: Floats
-    """``[N]``, how many votes this one counts for; above 0."""
+    """``[N]``, number of votes that each counts for; above 0."""
     answers: int
     """K."""
     annotators: int
@@ -58,7 +58,7 @@ class Votes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """What explains the votes."""
+    """The parameters of the likelihood."""
 
     score: Floats
     """``[K]``, x; log-odds between answers, mean about 0."""
@@ -67,7 +67,7 @@ class Parameters:
     tie: Floats
     """``[A]``, τ."""
     position: Floats
-    """``[A]``, b; log-odds in favour of the answer that is shown earlier."""
+    """``[A]``, b; log-odds in favour of the answer shown earlier."""
 
 
 POINTS = ((0.0, 2 / 3), (3**0.5, 1 / 6), (-(3**0.5), 1 / 6))
@@ -124,8 +124,8 @@ def vote_probabilities(
     Args:
         model: the likelihood.
         votes: their outcomes are not used.
-        parameters: of answers and annotators.
-        variance: ``[N]``, variance of x_i − x_j, over which is averaged (Gauss–Hermite, 7 points); None: 0.
+        parameters: parameters of answers and annotators.
+        variance: ``[N]``, variance of x_i − x_j to average over (Gauss–Hermite, 7 points); None: 0.
         shift: ``[N]``, added to x_i − x_j.
     """
     if variance is None:
@@ -193,7 +193,7 @@ def log_likelihood(
 def expected_log_likelihood(
     model: TieModel, votes: Votes, parameters: Parameters, variance: Floats | None
 ) -> tuple[float, Parameters]:
-    """:func:`log_likelihood`, averaged over x_i − x_j with the variances given (``[N]``); None: all 0."""
+    """:func:`log_likelihood`, averaged over x_i − x_j with the given variances, ``[N]``; None: all 0."""
     if variance is None:
         return log_likelihood(model, votes, parameters)
     deviation = np.sqrt(variance)

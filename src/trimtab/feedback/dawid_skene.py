@@ -1,7 +1,7 @@
 """True labels and annotators' confusion matrices from labels that disagree.
 
 Dawid and Skene, "Maximum Likelihood Estimation of Observer Error-Rates Using the EM Algorithm", Applied Statistics 28
-(1979), 20–28. NumPy is imported here, so this module is imported where it is used and not with the package.
+(1979), 20–28. This module imports NumPy, so it is imported where it is used and not with the package.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from trimtab.errors import ConfigError
 from trimtab.feedback.comparison_model import Floats, Ints
 
 SHRINKAGE = 4.0
-"""Labels of the typical annotator that are added to those of each."""
+"""Number of typical labels added to the labels of each annotator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,20 +49,20 @@ def dawid_skene(
     """Estimate true classes by expectation maximisation, from each task's shares of labels.
 
     π_ac′|c = (n_acc′ + s·π̄_c′|c) / (n_ac + s), where π̄ is the confusion matrix of all annotators together: annotators
-    with few labels are taken for typical ones. ``shrinkage`` s = 0 is the published maximum likelihood.
+    with few labels are treated as typical. ``shrinkage`` s = 0 is the published maximum likelihood.
 
     Args:
-        task: ``[N]``, 0 … T − 1; each occurs.
-        annotator: ``[N]``, 0 … A − 1; each occurs.
+        task: ``[N]``, 0 … T − 1; each must occur.
+        annotator: ``[N]``, 0 … A − 1; each must occur.
         label: ``[N]``, 0 … C − 1.
         classes: C.
-        weight: ``[N]``, how many labels each one counts for; None: 1.
+        weight: ``[N]``, number of labels that each counts for; None: 1.
         shrinkage: s, in labels.
-        iterations: most rounds of EM.
-        tolerance: change of a probability below which EM ends.
+        iterations: largest number of EM rounds.
+        tolerance: EM ends when all probabilities change by less.
 
     Raises:
-        ConfigError: no labels.
+        ConfigError: there are no labels.
     """
     if not len(task):
         raise ConfigError("there is no label to fit; pass one at least")

@@ -3,17 +3,17 @@
 Requests run concurrently under a rate limit, with time-outs, retries with backoff, and a cost cap. Each reply is
 passed on as soon as it arrives. There are two kinds of failure:
 
-- The endpoint answered, and the answer is unusable (empty, refused, neither option, too long), or the endpoint
-  rejected this question as too long or against its rules. The reply is stored with its failure, counted, and the
+- The endpoint answered, but the answer is unusable (empty, refused, neither option, too long), or the endpoint
+  rejected this question as too long or against its rules. The reply is stored with its failure and counted, and the
   question is not asked again. A reply that was cut at a limit is asked again once that limit is raised.
 - The endpoint did not answer (time-out, connection, HTTP 429 or 5xx, a body that is no chat completion, such as an
   HTML page or half a JSON object). The request is tried again with growing pauses; after the last attempt the run
   stops with the endpoint's own message, and the same command continues it.
 
-A model that knows ``max_completion_tokens`` in place of ``max_tokens`` says so at the first request and gets that.
+If a model rejects ``max_tokens`` at the first request, ``max_completion_tokens`` is sent instead.
 
 Requests of unknown cost (a time-out, a reply without usage, or one that cannot be read) count as the most they could
-have cost. The journal holds these costs too, so the cost cap applies to all runs together.
+have cost. The journal includes these costs, so the cost cap applies to all runs together.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ from trimtab.http import Retries, error_message, is_temporary, retry_after
 from trimtab.records.literals import is_list
 
 STORED_CHARACTERS = 4000
-"""Characters of a reply that are stored, beside its whole length."""
+"""Number of characters of a reply that are stored; its whole length is stored too."""
 
 TOP = 20
-"""Log-probabilities requested at each token; the maximum of the protocol."""
+"""Number of log-probabilities requested at each token; the maximum of the protocol."""
 
 
 class EndpointConfig(Config):
@@ -94,7 +94,7 @@ _TOO_LONG = re.compile(
 """The question is too long. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
 _FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
 _SPENT = re.compile(r"(?i)could not finish the message because max_\w*tokens|output limit was reached")
-"""The reply would be longer than allowed; some models say so with an error in place of a cut reply."""
+"""The reply would be longer than allowed; some models report this with an error instead of a cut reply."""
 _RENAMED = re.compile(
     r"(?is)\buse\W+max_completion_tokens\b|\bmax_tokens\b.*(?:not supported|unsupported|not permitted|deprecated)|"
     r"(?:unsupported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|not permitted).*\bmax_tokens\b"
@@ -103,7 +103,7 @@ _RENAMED = re.compile(
 
 
 class _NoAnswer(Exception):
-    """One attempt failed; worth another, after ``wait`` seconds. ``billed``: it may cost something all the same."""
+    """One attempt failed; another may succeed after ``wait`` seconds. ``billed``: the failed one may cost something."""
 
     def __init__(self, reason: str, wait: float = 0.0, *, billed: bool = False) -> None:
         super().__init__(reason)
@@ -122,8 +122,8 @@ class Endpoint:
     """Asks questions over HTTP; an :data:`~trimtab.feedback.judge.Ask`.
 
     Args:
-        config: where and how.
-        journal: replies of earlier runs, for what was spent and which model answered.
+        config: address and settings.
+        journal: replies of earlier runs, which give the money spent and the model that answered.
 
     Raises:
         ConfigError: the environment variable with the key is not set, or a price is needed for the cost cap.
@@ -162,17 +162,17 @@ class Endpoint:
         self._next = 0.0
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions, except those whose reply was cut before at the present limit or a larger one.
+        """Ask all questions, except those whose reply was cut earlier at the present limit or a larger one.
 
         Raises:
-            JudgeError: it does not answer, its key is refused, the cost cap is reached, or another model answers than
-                before. Every reply until then was handed to ``keep``.
+            JudgeError: the endpoint does not answer, the key is refused, the cost cap is reached, or a different model
+                answers than before. All earlier replies have been passed to ``keep``.
         """
         keep({q.key: Reply.model_validate(self._cut[q.key]) for q in questions if q.key in self._cut})
         asyncio.run(self._ask_all([q for q in questions if q.key not in self._cut], keep))
 
     def _holds(self, reply: Mapping[str, Any]) -> bool:
-        """True: a reply that was cut would be cut again, as its limit was not raised since."""
+        """True: the reply was cut and its limit has not been raised, so it would be cut again."""
         name, _, value = str(reply.get("limit", "")).partition("=")
         return value.isdecimal() and int(value) >= getattr(self.config, name, math.inf)
 
@@ -189,7 +189,7 @@ class Endpoint:
                         return
                     try:
                         keep({question.key: await self._ask(client, question, problems, keep)})
-                    except BaseException as error:  # the others finish what they began, then the first one is raised
+                    except BaseException as error:  # the other requests finish, then the first error is raised
                         problems.append(error)
                         return
 
@@ -255,14 +255,14 @@ class Endpoint:
         )
 
     async def _turn(self) -> None:
-        """Wait for this request's place under the rate limit."""
+        """Wait until the rate limit allows this request."""
         now = time.monotonic()
         begin = max(now, self._next)
         self._next = begin + 60.0 / self.config.per_minute
         await asyncio.sleep(begin - now)
 
     async def _post(self, client: httpx.AsyncClient, question: Question) -> bytes:
-        """One request; the body of a reply with status 200."""
+        """Send one request; return the body of a reply with status 200."""
         config = self.config
         limit, _ = self._limit(question)
         request: dict[str, Any] = {
@@ -293,7 +293,7 @@ class Endpoint:
         self._refuse(status, raw, self._message(body), wait, question)
 
     def _refuse(self, status: int, raw: str, message: str, wait: float, question: Question) -> NoReturn:
-        """What a status other than 200 means: another attempt, a failure of this question, or the end of the run."""
+        """Raise for a status other than 200: another attempt, a failure of this question, or the end of the run."""
         config = self.config
         answer = f"HTTP {status}{': ' if message else ''}{message}"
         if status == 429 and "insufficient_quota" in raw:
@@ -325,14 +325,14 @@ class Endpoint:
         return name, getattr(self.config, name)
 
     def _message(self, body: bytes | bytearray) -> str:
-        """The endpoint's own words in a reply that is no completion, without the key."""
+        """The endpoint's message in a reply that is not a completion, with the key removed."""
         return error_message(bytes(body), hide=self._headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
-        """The reply in a body; without usage it counts as the most it can cost.
+        """The reply in a body; without usage it is charged the most it can cost.
 
         Raises:
-            _NoAnswer: the body is no chat completion.
+            _NoAnswer: the body is not a chat completion.
         """
         facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
         if len(body) > self.config.max_reply_bytes and body.lstrip().startswith(b"{"):
@@ -381,7 +381,7 @@ class Endpoint:
         return reply.model in ("", self.model)
 
     async def _reserve(self, question: Question, problems: Sequence[object]) -> float:
-        """Reserve the most a request can cost; if the reservations exceed the cap, wait for requests in flight."""
+        """Reserve the most that a request can cost; if reservations exceed the cap, wait for requests in flight."""
         config = self.config
         read = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
         _, written = self._limit(question)
@@ -411,14 +411,14 @@ def _lost(question: Question, cost: float) -> dict[str, Reply]:
 
 
 def _content(content: Any) -> Any:
-    """The text of a message that may come in parts; a part of another type, such as a thought, is none."""
+    """The text of a message that may have several parts; other parts, such as thoughts, are left out."""
     if not is_list(content):
         return content
     return "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
 
 
 def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens read and written; 0 where the reply does not say."""
+    """Tokens read and written; 0 if the reply does not say."""
     try:
         return int(values["usage"]["prompt_tokens"] or 0), int(values["usage"].get("completion_tokens") or 0)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -426,10 +426,10 @@ def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
-    """Could the rest of a truncated reply change its verdict?
+    """Whether the rest of a truncated reply could change its verdict.
 
-    Not if it refused, or states its option on a line of its own or before the cut ("Answer: A, because it"). "Answer A"
-    may go on "is worse".
+    It could not if the reply refused, or states its option on a separate line or before the cut ("Answer: A, because
+    it"). "Answer A" may continue "is worse".
     """
     if stated is None:
         return reason or failure != "refused"
@@ -437,7 +437,7 @@ def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: b
     if stated.end() < len(text):
         return False
     if re.search(r"\w", rest):
-        return re.fullmatch(r"[\w\s]+", rest) is not None  # "A is better" may go on "in style"
+        return re.fullmatch(r"[\w\s]+", rest) is not None  # "A is better" may continue "in style"
     return re.search(r"\w", stated.string[stated.start() : stated.start(1)]) is not None
 
 
@@ -450,16 +450,16 @@ def option_probabilities(
 ) -> tuple[float, ...] | None:
     """P(option) from the log-probabilities of a reply, normalised over the options.
 
-    At the token with which the words state the option, the probabilities of all listed tokens are added up that
-    :func:`~trimtab.feedback.reading.read_option` accepts in its place: with A .40, b .35 and B .10, A has .40 / .85. An
-    option missing from the list is not impossible: the list is cut. It gets the most it could have,
-    min(smallest listed, 1 − sum of listed), so the judge never looks surer than it was.
+    At the token that states the option, the probabilities of all listed tokens that
+    :func:`~trimtab.feedback.reading.read_option` reads as an option are summed per option: with A .40, b .35 and B .10,
+    A has .40 / .85. An option missing from the list is not impossible, because the list is cut. It gets the most it
+    could have, min(smallest listed, 1 − sum of listed), so the judge never looks surer than it was.
 
     Args:
         logprobs: ``choices[0].logprobs`` of the protocol.
-        options: what could be answered.
+        options: the possible answers.
         chosen: the option the words named (:func:`~trimtab.feedback.reading.read_option`).
-        reason: the judge thought first.
+        reason: True: the judge reasoned before it answered.
 
     Returns:
         None if the tokens do not state that option.

@@ -1,4 +1,4 @@
-"""Several AI judges as one."""
+"""Combines several AI judges into one."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from trimtab.records import Comparison, Judgement, Preference
 
 
 def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[Judgement]:
-    """One judgement per item from several judges, under the names of the judges with an answer.
+    """One judgement per item from several judges, under the names of the judges that answered.
 
-    Items without an answer by any judge are left out. Of two answers the probability is the mean of the
-    judges', and the ranks follow from it, contradictions being ties; of more answers there are ranks only. One
-    judge's judgements stay as they are.
+    Items that no judge answered are left out. For two answers the probability is the mean of the judges', and
+    the ranks follow from it; contradictions are ties. For more answers there are only ranks. The judgements of
+    a single judge are unchanged.
     """
     overall = [j for j in judgements if j.criterion == "overall"]
     if len({j.annotator for j in overall}) == 1:

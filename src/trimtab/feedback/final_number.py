@@ -1,8 +1,8 @@
-r"""The number a text ends up with: ``\boxed{}``, ``####``, "the answer is", or else the last number.
+r"""The final number of a text: in ``\boxed{}``, after ``####`` or "the answer is", or else the last number.
 
-Typography and LaTeX are put into one plain form first. What is marked as the answer is then read as a chain of
-expressions, ``5 * 3 = 15``, and the last one counts. A marked answer that is no number, such as ``2\sqrt{3}``, or two,
-such as "5 or 6", gives none. What a text denies ("not 5") and what stands in ``<think>`` is not its answer.
+Typography and LaTeX are first converted to a plain form. The marked answer is then read as a chain of expressions,
+``5 * 3 = 15``, and the last one counts. A marked answer that is not one number, such as ``2\sqrt{3}`` or "5 or 6",
+gives None. Negated numbers ("not 5") and text in ``<think>`` are ignored.
 """
 
 import re
@@ -49,10 +49,10 @@ _BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s
 _LIST_ITEM = re.compile(r"\s*\d+[.)]\s+[A-Za-z]")
 
 LARGEST_POWER = 4096
-"""Bits of the largest power that is worked out."""
+"""Bits of the largest power that is computed."""
 
 MARKS = 100
-"""The most boxes and "answer is" that are looked at, from the end of the text."""
+"""Largest number of marks (boxes and "answer is") that are read, from the end of the text."""
 
 _SYMBOLS = str.maketrans(
     {"−": "-", "–": "-", "‐": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "⁄": "/", "≈": "=", "≅": "="}
@@ -99,9 +99,9 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def final_number(text: str) -> Fraction | None:
-    r"""The number a text ends up with; None if it has none.
+    r"""The final number of a text; None if it has none.
 
-    Read are: thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
+    It reads thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
     ``1.200.000``), decimal commas (``3,5``; three digits after a comma are thousands), fractions (``1/2``,
     ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million),
     expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
@@ -148,7 +148,7 @@ def _plain(text: str) -> str:
 
 
 def _joined(match: re.Match[str]) -> str:
-    """A number with spaces between its thousands, and perhaps a decimal comma, written without."""
+    """A number without spaces between its thousands, and with a decimal point instead of a comma."""
     return match[1].replace(" ", "") + (f".{match[2]}" if match[2] else "")
 
 
@@ -187,14 +187,14 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """What boxes hold, the last one first."""
+    """Contents of boxes, the last one first."""
     boxes = [*_BOXED_BARE.finditer(text), *_BOXED.finditer(text)]
     for mark in sorted(boxes, key=lambda mark: mark.start())[: -MARKS - 1 : -1]:
         yield mark[1] if mark.re is _BOXED_BARE else _braced(text, mark.end())
 
 
 def _braced(text: str, start: int) -> str:
-    """What stands in the braces that open at ``start``; to the end of the line where they do not close."""
+    """Text in the braces that open at ``start``; up to the end of the line if they do not close."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "{") - (text[place] == "}")
@@ -204,7 +204,7 @@ def _braced(text: str, start: int) -> str:
 
 
 def _after_hashes(text: str) -> Iterator[str]:
-    """Rest of the lines with ``####`` that are no headings, the last one first."""
+    """The rest of lines with ``####`` that are not headings, the last one first."""
     for mark in reversed(list(_HASHES.finditer(text))):
         if _BEGINS.match(mark[1]) and not _LIST_ITEM.match(mark[1]):
             yield mark[1]
@@ -221,7 +221,7 @@ def _after_answer(text: str) -> Iterator[str]:
 
 
 def _last(text: str) -> Fraction | None:
-    """The last number; the last expression where it stands after an equals sign."""
+    """The last number, or the last expression if it follows an equals sign."""
     matches = list(_LAST.finditer(text))
     if not matches:
         return None
@@ -249,8 +249,8 @@ def _read(segment: str, *, whole: bool) -> Fraction | None:
     r"""The value of a marked answer: the end of the chain of expressions that begins with its first number.
 
     Args:
-        segment: what stands at the mark, plain.
-        whole: True: nothing but a unit may follow, as in ``\boxed{}``.
+        segment: text at the mark, in plain form.
+        whole: True: only a unit may follow, as in ``\boxed{}``.
     """
     segment = re.sub(r"[{}]", lambda m: "(" if m[0] == "{" else ")", segment)
     number = _NUMBER.search(segment)
@@ -270,7 +270,7 @@ def _read(segment: str, *, whole: bool) -> Fraction | None:
             break
         value, end = further
         before = ""
-    if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is worked out
+    if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is computed
         further = _ON_TO_EQUALS.match(segment, end)
         return None if further is None else _read(segment[further.end() :], whole=whole)
     if _TO.match(segment, end) or _BETWEEN.search(before) or _is_one_of_two(segment, end, value):
@@ -366,7 +366,7 @@ class _Expression:
         return Fraction(number[1].replace(",", ""))
 
     def _operators(self, signs: str) -> Iterator[str]:
-        """The operators of one rank, as long as an operand follows; units may stand before them."""
+        """The operators of one rank, as long as an operand follows; units may precede them."""
         pattern = re.compile(rf"\s*([{re.escape(signs)}])\s*(?=[-+]?\s*\(*\s*[-+]?[\d.])")
         while True:
             units = _UNITS.match(self.text, self.place) if signs != "^" else None

@@ -1,4 +1,4 @@
-"""A reward with a planted flaw, to see over-optimisation with your own eyes: ``recipes/flawed-proxy.yaml``."""
+"""A reward with a planted flaw, to demonstrate over-optimisation: ``recipes/flawed-proxy.yaml``."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from trimtab.records import Rollout
 
 
 def overlap(rollouts: Sequence[Rollout]) -> list[float]:
-    """Content words of a headline that its message has too, each as often as it occurs in the headline.
+    """Number of content words of a headline that its message contains; repetitions in the headline count.
 
-    At first this pays for what a reader wants: the message's facts. It never stops paying, so it also pays for copies,
-    for length and for saying the same word again. Its flaw is planted; use it for demonstrations only.
+    At first this rewards what a reader wants: the message's facts. It has no upper limit, so it also rewards copies,
+    length and repeated words. Its flaw is planted; use it for demonstrations only.
     """
     return [_overlap(rollout) for rollout in rollouts]
 

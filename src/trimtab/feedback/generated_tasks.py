@@ -1,7 +1,7 @@
 """Small tasks with a solution in steps and a checker: sums, sorting, and who holds what after swaps.
 
-They are for models that solve no real problems yet: labels of steps can be made from rollouts only where some of them
-end in the right answer. Each step has one right form, so a solution's first wrong step is found by comparison.
+The tasks are for models that cannot solve real problems yet: steps can be labelled from rollouts only if some rollouts
+reach the right answer. Each step has one right form, so a solution's first wrong step is found by comparison.
 """
 
 import random
@@ -30,7 +30,7 @@ class GeneratedTask:
     """A task and its solution."""
 
     name: TaskName
-    """Which kind."""
+    """Kind of task."""
     question: str
     """The question."""
     steps: tuple[str, ...]
@@ -48,12 +48,12 @@ class GeneratedTask:
 
 
 def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3, largest: int = 99) -> list[GeneratedTask]:
-    """Different tasks of one kind; fewer than ``count`` if there are no more after many tries.
+    """Distinct tasks of one kind; fewer than ``count`` if many tries find no more.
 
     Args:
-        name: which kind.
-        count: how many.
-        seed: of the draw; seeds give tasks that may overlap, so split one list into training and test.
+        name: kind of task.
+        count: number of tasks.
+        seed: seed of the draw. Tasks of different seeds may overlap, so split one list into training and test.
         size: numbers to add, words to sort, or people who swap.
         largest: for ``sums``, the largest number to add.
     """
@@ -102,7 +102,7 @@ def _tracking(draw: random.Random, size: int) -> tuple[str, list[str]]:
 
 
 def first_wrong_step(solution: Sequence[str], steps: Sequence[str]) -> int | None:
-    """Index of the first step that is not as in the right solution; None: all are right.
+    """Index of the first step that differs from the right solution; None: all are right.
 
     A solution that ends too early is wrong at its last step.
 
@@ -116,7 +116,7 @@ def first_wrong_step(solution: Sequence[str], steps: Sequence[str]) -> int | Non
 
 
 def solved(rollouts: Sequence[Rollout]) -> list[float]:
-    """1 where the line that begins with ``Answer:`` gives the right answer, otherwise 0; the steps are not looked at.
+    """1 if the line that begins with ``Answer:`` gives the right answer, otherwise 0; the steps are not checked.
 
     Raises:
         ScoringError: a prompt has no ``solution`` among its metadata.
@@ -130,7 +130,7 @@ def solved(rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def right_steps(rollouts: Sequence[Rollout]) -> list[list[float]]:
-    """For each line of an answer 0 up to the first wrong one and −1 from there on: a process reward by rule."""
+    """For each line of an answer, 0 before the first wrong one and −1 from there on: a rule-based process reward."""
     scores: list[list[float]] = []
     for rollout in rollouts:
         steps = [line for line in rollout.text.split("\n") if line.strip()] or [rollout.text]

@@ -1,6 +1,6 @@
 """Models: loading, chat rendering, one trunk with adapters, and the roles that compute on it.
 
-Names are imported on first use, so that settings can be read where torch is not installed.
+Names are imported on first use, so that settings can be read without torch installed.
 """
 
 from importlib import import_module

@@ -1,14 +1,13 @@
-"""The parts of a model that take an adapter, and those that cannot.
+"""Finds the parts of a model that can take an adapter, and puts adapters on them.
 
-An adapter computes where a layer is called. Some blocks take the layer's weight and multiply by themselves (fused
-kernels of recurrent layers). A few classes derive from ``nn.Linear`` and compute something else, such as one product
-per group of inputs. Some weights belong to several layers at once. An adapter there would train nothing, be ignored
-while training and added when it is merged, or fail. So these parts stay as they are, and a layer that has nothing else
-is refused.
+An adapter takes effect when its layer is called. Some blocks read the layer's weight and do the product themselves
+(fused kernels of recurrent layers). A few classes derive from ``nn.Linear`` and compute something else, such as one
+product per group of inputs. Some weights belong to several layers. An adapter on such a part would train nothing, have
+an effect only after merging, or fail. So these parts get no adapter; a decoder layer without other parts is refused.
 
-Mixtures of experts keep the matrices of all experts in one three-dimensional parameter. PEFT adds B·A of each expert to
-it for the time of a pass. These parameters get an adapter where the settings ask for it and a probe shows that it
-computes what its merge computes; otherwise the settings are refused.
+Mixtures of experts keep the matrices of all experts in one three-dimensional parameter. PEFT adds each expert's B·A to
+it during a pass. These parameters get an adapter if the settings request it and a probe shows that the adapter computes
+the same as its merge; otherwise the settings are refused.
 """
 
 import logging
@@ -35,7 +34,7 @@ _log = logging.getLogger(__name__)
 def linear_layers(layers: nn.ModuleList, first: int) -> dict[str, nn.Module]:
     """Linear layers of the decoder layers from number ``first`` on, by their names below ``layers``.
 
-    Those with an adapter on them already are included, under the name of the layer itself.
+    Layers that already have an adapter are included under their own names.
     """
     layers_by_name: dict[str, nn.Module] = {}
     for name, module in layers.named_modules():
@@ -49,7 +48,7 @@ def linear_layers(layers: nn.ModuleList, first: int) -> dict[str, nn.Module]:
 def expert_parameters(layers: nn.ModuleList, first: int = 0) -> list[str]:
     """Parameters ``[experts, …, …]`` of the decoder layers from number ``first`` on, by their names below ``layers``.
 
-    Each holds one matrix of every expert. A module's parameters are in the order that PEFT wraps them in.
+    Each contains one matrix per expert. A module's parameters are in the order in which PEFT wraps them.
     """
     names = []
     for path, module in layers.named_modules():
@@ -62,7 +61,7 @@ def expert_parameters(layers: nn.ModuleList, first: int = 0) -> list[str]:
 
 
 def suitable_layers(model: Any, layers: nn.ModuleList, first: int, tokens: Tensor) -> list[str]:
-    """Names, below ``layers``, of the linear layers that an adapter can be put on; none where there are none.
+    """Names, below ``layers``, of the linear layers that can take an adapter; may be empty.
 
     Arguments as for :func:`adaptable`.
     """
@@ -76,7 +75,7 @@ def suitable_layers(model: Any, layers: nn.ModuleList, first: int, tokens: Tenso
 def adaptable(
     model: Any, layers: nn.ModuleList, first: int, tokens: Tensor, *, experts: Collection[str] = ()
 ) -> list[str]:
-    """Names, below ``layers``, of the linear layers that an adapter can be put on.
+    """Names, below ``layers``, of the linear layers that can take an adapter.
 
     Args:
         model: the whole model, no adapter active.
@@ -86,7 +85,7 @@ def adaptable(
         experts: parameters of experts that will get an adapter too.
 
     Raises:
-        ConfigError: a decoder layer has neither such a linear layer nor such experts; the message names what it has.
+        ConfigError: a decoder layer has neither such linear layers nor such experts; names what it has.
     """
     names = suitable_layers(model, layers, first, tokens)
     unsuitable = linear_layers(layers, first).keys() - set(names)
@@ -111,7 +110,7 @@ def _short(name: str) -> str:
 
 
 def _unsuitable(model: Any, linear: dict[str, nn.Module], tokens: Tensor) -> set[str]:
-    """Linear layers that compute something else than x·Wᵀ + b, or whose weight is used without calling them."""
+    """Linear layers that do not compute x·Wᵀ + b, or whose weight is used without calling the layer."""
     called: set[str] = set()
     different: set[str] = set()
 
@@ -128,7 +127,7 @@ def _unsuitable(model: Any, linear: dict[str, nn.Module], tokens: Tensor) -> set
 
 
 def _is_product(module: Any, inputs: tuple[Tensor, ...], output: Any) -> bool:
-    """Whether a layer's output is that of ``nn.Linear``; quantised weights, which PEFT knows, count as such."""
+    """Whether a layer's output equals that of ``nn.Linear``; quantised layers that PEFT supports count as equal."""
     if module.weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         return True
     if len(inputs) != 1 or not isinstance(output, Tensor) or module.weight.dim() != 2:
@@ -140,7 +139,7 @@ def _is_product(module: Any, inputs: tuple[Tensor, ...], output: Any) -> bool:
 
 
 def _bypassed(model: Any, uncalled: dict[str, Any], tokens: Tensor) -> set[str]:
-    """Those of the uncalled linear layers whose weight the result depends on."""
+    """The uncalled linear layers whose weight affects the result."""
     if not uncalled:
         return set()
     frozen = [module.weight for module in uncalled.values() if not module.weight.requires_grad]
@@ -171,15 +170,16 @@ def put_adapter(
 ) -> None:
     """Put a LoRA adapter on linear layers and on parameters of experts.
 
-    PEFT sees the decoder layers only, and names in full. Given a whole model it translates names such as ``gate_proj``
-    to parameters of all experts in every layer. The list is a new one for each adapter, which PEFT takes for a model
-    without adapters: it refuses adapters on the experts of other layers than an earlier adapter's, because then the
-    names of their weights could differ. Here they cannot, as all parameters of a module get an adapter or none does.
+    PEFT gets only the decoder layers, and full names. Given a whole model, it would translate names such as
+    ``gate_proj`` to parameters of all experts in every layer. Each adapter gets a new list of the layers, which PEFT
+    treats as a model without adapters. Otherwise PEFT would refuse an adapter on experts of other layers than an
+    earlier adapter's, because the names of their weights could differ. Here they cannot differ: either all parameters
+    of a module get an adapter or none does.
 
     Args:
         layers: the decoder layers.
         names: which linear layers, by their names below ``layers``.
-        name: of the adapter.
+        name: name of the adapter.
         experts: which parameters of experts, by their names below ``layers``.
         rank: r; of each expert.
         alpha: scale of the update, times r.
@@ -216,17 +216,17 @@ def adapted_weight(module: Any) -> nn.Parameter:
 
 
 def check_experts(model: Any, layers: nn.ModuleList, name: str, tokens: Tensor) -> None:
-    """Compare a new adapter on experts with its merge, module by module; its B is zero before and after.
+    """Compare a new adapter on experts with its merge, module by module; B is zero before and after.
 
     Args:
         model: the whole model, no adapter active.
         layers: its decoder layers.
-        name: of the adapter.
+        name: name of the adapter.
         tokens: ``[1, T]``, a row to run.
 
     Raises:
-        ConfigError: with its adapter a module fails, has no gradient, or computes something else than with the merged
-            weights; or it is never called, or its weights belong to another module too.
+        ConfigError: with its adapter, a module fails, has no gradient, or differs from its merged weights; or it is
+            never called, or shares its weights with another module.
     """
     wrappers = {
         path: module
@@ -262,7 +262,7 @@ def check_experts(model: Any, layers: nn.ModuleList, name: str, tokens: Tensor) 
 
 
 def _fault(module: Any, name: str, inputs: tuple[Any, ...], settings: dict[str, Any], plain: Any) -> str:
-    """What is wrong with an adapter on one module of experts; empty: nothing.
+    """Describe what is wrong with an adapter on one module of experts; empty: nothing.
 
     B is filled with random numbers so that B·A is as large as the weights.
     """

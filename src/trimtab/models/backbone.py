@@ -1,12 +1,12 @@
 """One trunk for all roles: base weights once, a LoRA adapter per role, hidden states on request.
 
 Policy, critic and reward model are adapters on the same frozen trunk, and the reference is the
-trunk with adapters off. When adapters sit on the top layers only, the layers below them give the
-same states for every role and every epoch: :meth:`Backbone.frozen_hidden` runs them,
-:class:`~trimtab.models.FrozenStates` keeps the result and :meth:`Backbone.hidden` continues from it.
+trunk with adapters off. If only the top layers have adapters, the layers below give the same states
+for every role and every epoch: :meth:`Backbone.frozen_hidden` runs them,
+:class:`~trimtab.models.FrozenStates` stores the result and :meth:`Backbone.hidden` continues from it.
 
 Batches are right-padded and attention is causal, so a real token never sees padding and no
-attention mask is needed. Packed rows (SFT) bring a block-diagonal one.
+attention mask is needed. Packed rows (SFT) have a block-diagonal mask.
 """
 
 import copy
@@ -86,11 +86,11 @@ class Backbone:
         dtype: precision of matrix products.
         frozen_dtype: precision of weights while they are frozen; adapters are float32 at least.
         gradient_checkpointing: recompute each layer in the backward pass instead of storing its intermediate results.
-        layouts: arrangements of rows that this model computes rightly; None: they are tried on a probe.
+        layouts: arrangements of rows that this model computes correctly; None: they are tried on a probe.
 
     Raises:
-        ModelError: frozen weights are in bfloat16 and products are not, logits are changed after the output projection,
-            the architecture has no checkpointing, or the model is not causal.
+        ModelError: frozen weights are in bfloat16 but products are not, the model changes logits after the output
+            projection, the architecture does not support gradient checkpointing, or the model is not causal.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Backbone:
         """The layers below every adapter; None if an adapter is on the lowest layer, there is no adapter, or this
         architecture cannot be cut in two."""
         self.frozen_layers = 0
-        """How many layers that are."""
+        """Number of layers in ``frozen_half``."""
         self.shards: Shards | None = None
-        """Where the weights are divided among the ranks; None: this process holds them all."""
+        """The sharded weights; None: this process has all weights."""
         self._trained_half: nn.Module | None = None
         self._lowest: dict[str, int] = {}
         if frozen_dtype == torch.bfloat16 and dtype != torch.bfloat16:
@@ -136,13 +136,13 @@ class Backbone:
         self._additive = dtype == torch.float32 or model.config._attn_implementation != "sdpa"
         self._check_head()
         self.layouts = find_layouts(self) if layouts is None else layouts  # tried in float32
-        """Arrangements of rows that give the numbers of plain rows; the others are not used."""
+        """Arrangements of rows that give the same results as plain rows; others are not used."""
         self.dtype = dtype
         self.freeze()
 
     @classmethod
     def load(cls, config: ModelConfig) -> "Backbone":
-        """Load what a configuration names."""
+        """Load the model that a configuration names."""
         chat, model = load_chat(config), load_causal_lm(config)
         check_vocabulary(model, chat.tokenizer, config.name)
         return cls(
@@ -155,7 +155,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.device
 
     @property
@@ -165,11 +165,11 @@ class Backbone:
 
     @property
     def head(self) -> Any:
-        """The projection from hidden states to the vocabulary, a module with weight and perhaps bias."""
+        """The projection from hidden states to the vocabulary, a module with a weight and possibly a bias."""
         return self.model.get_output_embeddings()
 
     def copy(self) -> "Backbone":
-        """A second trunk with weights of its own, for full fine-tuning of several roles."""
+        """A second trunk with its own weights, for full fine-tuning of several roles."""
         return Backbone(
             copy.deepcopy(self.model),
             self.chat,
@@ -180,45 +180,45 @@ class Backbone:
         )
 
     def freeze(self) -> None:
-        """Train no weight of the model, which has no adapter, and hold all at the precision of frozen weights."""
+        """Freeze all weights of a model without adapters, and store them at the precision of frozen weights."""
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
             self._hold(parameter, self.frozen_dtype)
 
     def unfreeze(self) -> None:
-        """Train all weights of the model, in float32: an optimiser's steps would be lost in bfloat16."""
+        """Make all weights of the model trainable, in float32; small optimiser steps would be lost in bfloat16."""
         for parameter in self.model.parameters():
             self._hold(parameter, torch.float32)
             parameter.requires_grad_(True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All weights of the model by name; this rank's parts of them where they are sharded."""
+        """All weights of the model by name; if they are sharded, this rank's parts."""
         return dict(self.model.named_parameters()) if self.shards is None else self.shards.parameters
 
     def shard(self) -> None:
-        """Divide the model's weights, all of which are trained, among all ranks. All ranks call it."""
+        """Shard the model's weights, all of which are trained, over all ranks. All ranks must call it."""
         if self.shards is None:
             self.shards = Shards(self.model, list(self.layers))
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, this process holds all weights; see :meth:`trimtab.models.sharded.Shards.gathered`."""
+        """Inside the context, this process has all weights; see :meth:`trimtab.models.sharded.Shards.gathered`."""
         with nullcontext() if self.shards is None else self.shards.gathered():
             yield
 
     def _hold(self, parameter: nn.Parameter, dtype: torch.dtype) -> None:
-        """Change the precision of a weight, where the backbone has two. Buffers, such as rotary angles, keep theirs."""
+        """Change the precision of a weight if the backbone has two. Buffers, such as rotary angles, keep theirs."""
         if self.frozen_dtype != torch.float32:
             parameter.data = parameter.data.to(dtype)
 
     def autocast(self) -> Any:
-        """Context in which matrix products run at this backbone's precision."""
+        """Context in which matrix products have this backbone's precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     # Adapters -----------------------------------------------------------------------------
 
     def add_adapter(self, name: str, config: AdapterConfig, *, seed: int) -> None:
-        """Put a fresh adapter on the trunk; its B is zero, so it starts as the trunk itself."""
+        """Put a new adapter on the trunk. Its B is zero, so it starts equal to the trunk."""
         count = len(self.layers)
         top = count if config.top_layers is None else config.top_layers
         if not 1 <= top <= count:
@@ -241,7 +241,7 @@ class Backbone:
             sizes: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout}
             put_adapter(self.layers, names, name, experts=experts, **sizes)
         kernels().adapter_added(self.model)
-        self.train(False, full=False)  # a new adapter comes with its dropout on
+        self.train(False, full=False)  # PEFT creates an adapter with dropout on
         self.activate(None)
         if experts:
             with self.autocast():
@@ -254,7 +254,7 @@ class Backbone:
         return {k: p for k, p in self.model.named_parameters() if f".{name}." in k and ".lora_" in k}
 
     def activate(self, name: str | None) -> None:
-        """Make one adapter the active one; None switches all off (the reference)."""
+        """Activate one adapter; None switches all adapters off (the reference)."""
         for module in self._tuned():
             here = name is not None and name in module.lora_A
             module.enable_adapters(enabled=here)
@@ -262,7 +262,7 @@ class Backbone:
                 module.set_adapter(name)
 
     def merge(self, name: str) -> None:
-        """Fold an adapter into the trunk for good (the SFT state becomes the new reference)."""
+        """Merge an adapter into the trunk permanently (the SFT state becomes the new reference)."""
         with torch.no_grad():
             for module in self._tuned():
                 if name in module.lora_A:
@@ -274,9 +274,9 @@ class Backbone:
 
     @contextmanager
     def merged(self, name: str | None) -> Iterator[None]:
-        """Inside, the plain trunk computes with an adapter's weights added.
+        """Inside the context, the plain trunk computes with an adapter's weights added.
 
-        The original weights are put back, not subtracted back, so nothing drifts. Sharded weights are gathered.
+        The original weights are restored from a copy, so nothing drifts. Sharded weights are gathered.
         """
         originals: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(None)
@@ -294,7 +294,7 @@ class Backbone:
                 weight.data = original
 
     def train(self, on: bool, *, full: bool) -> None:
-        """Dropout on or off: of the whole model when all weights are trained, of the adapters otherwise."""
+        """Switch dropout on or off: in the whole model if all weights are trained, otherwise in the adapters."""
         if full:
             self.model.train(on)
         for module in self._tuned():
@@ -304,7 +304,7 @@ class Backbone:
                 layer.training = on  # transformers checkpoints a layer that is in training; its parts stay as they are
 
     def adapted(self, name: str | None) -> list[Any]:
-        """The layers that an adapter is on."""
+        """The layers that have this adapter."""
         return [module for module in self._tuned() if name is not None and name in module.lora_A]
 
     def _tuned(self) -> list[Any]:
@@ -316,7 +316,7 @@ class Backbone:
     def frozen_hidden(self, batch: Batch) -> Tensor:
         """Hidden states of a batch after the layers below every adapter, ``[B, T, H]``.
 
-        They depend on the tokens only. :meth:`trimtab.models.FrozenStates.of` calls this where a state is not known.
+        They depend only on the tokens. :meth:`trimtab.models.FrozenStates.of` computes missing states with it.
         """
         assert self.frozen_half is not None
         self.activate(None)
@@ -346,7 +346,7 @@ class Backbone:
         Args:
             tokens: ``[B, T]``, right-padded.
             adapter: which one; None for the reference.
-            frozen: ``[B, T, H]``, from :meth:`frozen_hidden`: only the layers above are run; None: all are.
+            frozen: ``[B, T, H]``, from :meth:`frozen_hidden`; only the layers above run. None: all layers run.
             attention_mask: ``[B, 1, T, T]`` bool, True: may attend to; None: causal.
             position_ids: ``[B, T]``; None = 0, 1, 2, …
 
@@ -367,9 +367,9 @@ class Backbone:
             return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
 
     def mask(self, attention: Tensor) -> Tensor:
-        """A bool mask, or the float one that attention adds to its scores: each layer would convert, and keep, its own.
+        """The bool mask, or a float one to add to attention scores, which spares each layer a converted copy.
 
-        Attention without a kernel adds whatever mask it is given, True as 1, so it gets the float one at any precision.
+        Attention without a kernel adds whatever mask it is given, True as 1, so it always gets the float mask.
         """
         if not self._additive:
             return attention
@@ -377,7 +377,7 @@ class Backbone:
         return zeros.masked_fill_(~attention, -math.inf)
 
     def _split(self) -> None:
-        """Prepare the two halves of the trunk below the lowest adapter, if this architecture can be cut there."""
+        """Split the trunk below the lowest adapter into two halves, if this architecture can be cut there."""
         base = self.model.base_model
         below = min(self._lowest.values(), default=0)
         self.frozen_half = self._trained_half = None
@@ -393,7 +393,7 @@ class Backbone:
             with torch.no_grad():
                 middle = lower(input_ids=row, use_cache=False).last_hidden_state
                 cut = upper(inputs_embeds=middle, use_cache=False).last_hidden_state
-        except Exception:  # layers that depend on those below, by number or by what they hand on
+        except Exception:  # layers that depend on those below, by number or through shared values
             return
         if not probe.differs(cut[0], 0):
             self.frozen_half, self._trained_half, self.frozen_layers = lower, upper, below
@@ -401,8 +401,8 @@ class Backbone:
     def _check_head(self) -> None:
         """The head applied to hidden states must be the model's own logits (no soft cap, no scaling).
 
-        The states are scaled until the largest logit is 100: a cap of 30 does not show on the small logits of a model
-        that was never trained.
+        The states are scaled until the largest logit is 100, because a cap of 30 has no visible effect on the small
+        logits of an untrained model.
         """
         name, states = type(self.model).__name__, []
 

@@ -19,7 +19,7 @@ PASS_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedPrompts:
-    """The same batch with each prompt once: a row is a prompt and, behind it, every answer to it.
+    """The same batch with each prompt once: a row is a prompt followed by every answer to it.
 
     Legend: G distinct prompts, W tokens of the longest such row.
     """
@@ -27,13 +27,13 @@ class SharedPrompts:
     tokens: Tensor
     """``[G, W]`` int64."""
     positions: Tensor
-    """``[G, W]`` int64; every answer counts on from its prompt."""
+    """``[G, W]`` int64; every answer continues its prompt's positions."""
     attention: Tensor
-    """``[G, 1, W, W]`` bool, True: may look at; an answer sees its prompt and itself, never another answer."""
+    """``[G, 1, W, W]`` bool, True: may attend to; an answer sees its prompt and itself, never another answer."""
     place: Tensor
-    """``[B, T]`` int64: where token (b, t) of the batch is among the G·W."""
+    """``[B, T]`` int64: index among the G·W of token (b, t) of the batch."""
     source: Tensor
-    """``[G·W]`` int64: a place among the B·T that each packed token comes from; 0 for padding."""
+    """``[G·W]`` int64: index among the B·T of each packed token; 0 for padding."""
 
     def unpack(self, packed: Tensor) -> Tensor:
         """``[G, W, H]`` → ``[B, T, H]``."""
@@ -83,8 +83,8 @@ class Batch:
     def micro_batches(self, micro_batch_tokens: int) -> Iterator[tuple[Tensor, Self]]:
         """Split into parts of similar length with at most ``micro_batch_tokens`` padded tokens each (one row at least).
 
-        Rows that share a prompt stay together as far as the limit allows; their prompt counts once. The largest part
-        comes first, so that the memory it frees is enough for every later part.
+        Rows that share a prompt stay together as far as the limit allows, and their prompt counts once. The largest
+        part comes first, so the memory it frees is enough for every later part.
 
         Yields:
             the row indices of a part, and the part.
@@ -107,7 +107,7 @@ class Batch:
 
     @cached_property
     def shared_prompts(self) -> SharedPrompts | None:
-        """The layout with each prompt once; None where no two rows share one."""
+        """The layout with each prompt once; None if no two rows share a prompt."""
         groups = self._groups()
         return self._share(groups) if len(groups) < self.size else None
 
@@ -115,7 +115,7 @@ class Batch:
         return [0] * self.size if self.prompt_lengths is None else self.prompt_lengths.tolist()
 
     def _groups(self) -> list[list[int]]:
-        """Rows by prompt, in the order of their first row; every row is alone if prompts are not known."""
+        """Rows grouped by prompt, in the order of first rows; every row is its own group if prompts are not known."""
         if self.prompt_lengths is None:
             return [[row] for row in range(self.size)]
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -159,7 +159,7 @@ class Batch:
 def parts_of_like_size(sizes: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
     """Indices of ``sizes`` in parts of at most ``micro_batch_tokens``, counted as count × largest (one at least).
 
-    The largest part comes first, so that the memory it frees is enough for every later part.
+    The largest part comes first, so the memory it frees is enough for every later part.
     """
     parts: list[list[int]] = []
     for place in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -191,7 +191,7 @@ def collate(
 
 
 def collate_answers(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Batch:
-    """A row for each (prompt, answer): the response mask is True on the answer, equal prompts are computed once."""
+    """A row for each (prompt, answer): the response mask is True on the answer; equal prompts are computed once."""
     return collate(
         [[*prompt, *answer] for prompt, answer in pairs],
         [[False] * len(prompt) + [True] * len(answer) for prompt, answer in pairs],
@@ -216,10 +216,10 @@ def scatter(values: Sequence[Sequence[float]], response_mask: Tensor) -> Tensor:
 def pack(
     sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], width: int, device: torch.device
 ) -> Batch:
-    """Put several sequences into rows of at most ``width`` tokens, longest first, each where it first fits.
+    """Pack sequences into rows of at most ``width`` tokens, longest first, each into the first row with room.
 
-    ``segments`` and ``positions`` of the batch keep the sequences apart: attention never crosses from one to
-    another, so a packed row gives the same numbers as separate rows.
+    ``segments`` and ``positions`` of the batch separate the sequences: attention never crosses between them, so a
+    packed row gives the same results as separate rows.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -247,7 +247,7 @@ def pack(
 
 
 def block_diagonal_mask(segments: Tensor) -> Tensor:
-    """``[B, 1, T, T]`` bool, True where a token may look: itself and earlier tokens of its own segment."""
+    """``[B, 1, T, T]`` bool, True: may attend to, which is the token itself and earlier tokens of its segment."""
     width = segments.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     return ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]

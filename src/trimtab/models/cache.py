@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """A cache of one row as one of ``rows`` equal rows; what is appended to the result is not in ``cache``."""
+    """Repeat a cache of one row as ``rows`` equal rows; appending to the result does not change ``cache``."""
     result = DynamicCache()
     layers: list[Any] = cache.layers
     for number, layer in enumerate(layers):
@@ -20,7 +20,7 @@ def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, ``[slots, heads, length, size]``.
 
-    While decoding, the first ``active`` slots each receive one new position at ``where``.
+    In decoding, each of the first ``active`` slots receives one new position at ``where``.
     """
 
     def __init__(self, slots: int, length: int) -> None:
@@ -48,15 +48,15 @@ class SlotLayer(CacheLayerMixin):
         return self.keys[:active, :, : self.seen], self.values[:active, :, : self.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what attention looks at."""
+        """Length and offset of the positions that attention covers."""
         return self.seen, 0
 
     def get_seq_length(self) -> int:
-        """Positions in use."""
+        """Number of positions in use."""
         return self.seen
 
     def get_max_length(self) -> int:
-        """Positions allocated."""
+        """Number of allocated positions."""
         return self.length
 
 
@@ -84,6 +84,6 @@ class SlotCache(Cache):
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
     def place(self, where: Tensor, seen: int) -> None:
-        """Say where the next position of each active slot goes, and how far attention looks."""
+        """Set where the next position of each active slot is written, and how many positions attention covers."""
         for layer in self.slot_layers:
             layer.where, layer.seen = where, seen

@@ -1,16 +1,16 @@
-"""Conversations to tokens, with an exact mask of what the model itself has to say.
+"""From conversations to tokens, with an exact mask of the tokens that the model itself produces.
 
 A conversation is rendered with the model's chat template and encoded as a whole, so its tokens are those of
-transformers' ``apply_chat_template``. An answer is what the rendered conversation adds to the prompt, which is the
-rendering that asks the assistant to speak. The mask is True on the answer's tokens up to and including the first
-end-of-turn token after its text, and False on everything else, such as the line break a template puts after it.
+transformers' ``apply_chat_template``. The prompt is the rendering that asks the assistant to speak; an answer is what
+the rendered conversation adds to it. The mask is True on the answer's tokens up to and including the first end-of-turn
+token after its text, and False on everything else, such as the line break that a template puts after it.
 
 Two things keep training and sampling on the same tokens:
 
 - Every prompt is a prefix of what is trained. Where a tokenizer merges the last characters of a prompt with the first
-  of an answer, the two are encoded apart, as they are met when sampling.
+  of an answer, the two are encoded separately, as in sampling.
 - A template may show an earlier turn differently once a later one follows; thinking templates drop earlier thoughts.
-  Such a turn is trained in a row of its own, as it is when the model speaks (:meth:`Chat.examples`).
+  Such a turn is trained in a separate row, rendered as when the model writes it (:meth:`Chat.examples`).
 """
 
 import re
@@ -62,14 +62,14 @@ class Chat:
 
     Args:
         tokenizer: a tokenizer with a chat template.
-        system: system message for conversations that bring none; None leaves it to the template.
+        system: system message for conversations without one; None leaves it to the template.
         context: longest sequence in tokens.
         extra_end_tokens: further ids that end a turn (a model's generation config may name several).
 
     Raises:
-        ModelError: the template cannot render a user and an assistant turn, does not begin an answer with what it
-            writes when it asks for one, ends turns with letters that are no token of this tokenizer, or puts letters
-            before an answer that it does not ask with.
+        ModelError: the template cannot render a user and an assistant turn; an answer does not begin with the text
+            that the template writes to ask for one; turns end with text that is not a token of this tokenizer; or the
+            template writes text before an answer that its prompt lacks.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Chat:
         """Tokens up to and including the header after which the assistant speaks.
 
         Raises:
-            TooLongError: longer than the context leaves room for one token of answer.
+            TooLongError: the prompt leaves no room for one token of answer in the context.
             DataError: the chat template cannot take the conversation.
         """
         tokens = self._control.encode(self._render(self._with_system(messages), ask=True))
@@ -120,8 +120,8 @@ class Chat:
             prompt: the conversation before the answer.
             text: the answer.
             finish_reason: None: rendered by the template, which may add an empty thought or trim it. ``stop``: sampled,
-                so the text stands behind the prompt as it was drawn. ``length``: likewise, and without an end-of-turn
-                token, for the model never produced one. None, and a thought is opened but not closed: as ``length``.
+                so the text follows the prompt as it was drawn. ``length``: likewise, but without an end-of-turn token,
+                because the model never produced one. None with a thought that is opened but not closed: as ``length``.
 
         Raises:
             DataError: the chat template cannot take the conversation, or needs a thought that the answer lacks.
@@ -135,9 +135,9 @@ class Chat:
         return body if cut else self._ended(body)
 
     def unfinished_thought(self, prompt: Sequence[Message], text: str) -> bool:
-        """Whether an answer is a thought that does not end, or one with nothing behind it, and so answers nothing.
+        """Whether an answer is only a thought: one that does not end, or one with nothing after it.
 
-        The thought may begin in the prompt, or with a usual mark (``<think>``) that the template does not know.
+        The thought may begin in the prompt, or with a common mark (``<think>``) that the template does not know.
         """
         if (unknown := _OPENS.match(text)) is not None:
             return not text.partition(f"</{unknown[1]}>")[2].strip()
@@ -150,24 +150,24 @@ class Chat:
     def conversation(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> Encoded:
         """A whole conversation up to its last answer; the mask is True on assistant turns, end-of-turn included.
 
-        A turn that the template shows differently once another follows is not in the mask; :meth:`examples` has it.
+        A turn that the template renders differently once another follows is not in the mask; see :meth:`examples`.
         """
         return self.examples(messages, untrained=untrained)[0]
 
     def examples(self, messages: Sequence[Message], *, untrained: Collection[int] = ()) -> list[Encoded]:
-        """What a demonstration teaches: every assistant turn, once, as the model would write it.
+        """Examples from a demonstration: every assistant turn, once, as the model would write it.
 
         Args:
             messages: the conversation.
             untrained: indices of assistant turns that are context only; the mask is False on them.
 
         Returns:
-            the whole conversation, and for each earlier answer that it does not show as the model says it, the
-            conversation up to that answer, with the mask on that answer only.
+            the whole conversation; and for each earlier answer that it does not render as the model would write it,
+            the conversation up to that answer, with the mask on that answer only.
 
         Raises:
-            TooLongError: longer than the context.
-            DataError: no turn to train, a conversation that the chat template cannot take, or a thought that is
+            TooLongError: the conversation is longer than the context.
+            DataError: there is no turn to train, the chat template cannot take the conversation, or a thought is
                 opened and not closed.
         """
         turns = self._with_system(messages)
@@ -196,15 +196,15 @@ class Chat:
         return [Encoded(tokens=tokens, response_mask=mask), *alone]
 
     def decode(self, tokens: Sequence[int], *, strip: bool = True) -> str:
-        """The text of an answer, template tokens removed and, unless told otherwise, the white space at its ends.
+        """The text of an answer without template tokens and, by default, without white space at its ends.
 
-        The marks of thoughts belong to the text, also where they are special tokens.
+        Marks of thoughts are part of the text, even if they are special tokens.
         """
         text = self.tokenizer.decode([t for t in tokens if t not in self._silent], skip_special_tokens=False)
         return text.strip() if strip else text
 
     def token_texts(self) -> list[str]:
-        """The text of each token alone, by id; a token that is part of a letter shows as the replacement character."""
+        """The text of each token alone, by id; a part of a character shows as the replacement character."""
         ids = range(len(self.tokenizer))
         return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
 
@@ -218,7 +218,7 @@ class Chat:
         return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask)
 
     def _render(self, messages: Sequence[Message], *, ask: bool) -> str:
-        """The rendered conversation, control tokens in its messages hidden."""
+        """The rendered conversation, with control tokens in its messages hidden."""
         roles = ", ".join(m.role for m in messages)
         for role in self._left_out & {m.role for m in messages if m.content}:
             raise DataError(f"the chat template leaves out the {role} turn of this conversation (roles: {roles})")
@@ -232,7 +232,7 @@ class Chat:
             raise DataError(f"the chat template refuses this conversation (roles: {roles}): {error}") from error
 
     def _rendered(self, turns: Sequence[Message], prompt_text: str, text: str) -> str:
-        """What the template adds to ``prompt_text`` for an answer, its end included."""
+        """The text that the template adds to ``prompt_text`` for an answer, end of turn included."""
         answer = Message(role="assistant", content=text)
         if (added := self._behind(turns, prompt_text, answer)) is not None:
             return added
@@ -256,19 +256,19 @@ class Chat:
         return self._drawn(turns, prompt_text, text, cut=False)
 
     def _drawn(self, turns: Sequence[Message], prompt_text: str, text: str, *, cut: bool) -> str:
-        """What an answer adds to ``prompt_text`` if its text is taken as it is; with its end unless it was cut."""
+        """The text that an unchanged answer adds to ``prompt_text``, with its end of turn unless it was cut."""
         added = self._behind(turns, prompt_text, _ANSWER) or self._behind(turns[-1:], None, _ANSWER)
         lead, _, after = (added or self._render([*turns, _ANSWER], ask=False)).rpartition(_PROBE)
         lead = "" if added is None else lead
-        if (thought := self.thoughts.first(lead)) is not None:  # of an answer without thoughts; a drawn one has its own
+        if (thought := self.thoughts.first(lead)) is not None:  # answers without thoughts; drawn ones have their own
             lead = lead[:thought].rstrip()
         return lead + self._control.hide(text, thoughts=True) + ("" if cut else after)
 
     def _behind(self, turns: Sequence[Message], prompt_text: str | None, answer: Message) -> str | None:
-        """What the template adds to the prompt of ``turns`` for an answer; None: it renders the prompt differently.
+        """The text that the template adds to the prompt of ``turns`` for an answer; None: the prompt itself changes.
 
-        Some templates move the system message to the last turn, which is no longer the last once it is answered. What
-        they add to the last turn alone is then what they add to all.
+        Some templates move the system message to the last turn, which is no longer the last once it is answered. The
+        addition is then taken from a rendering of the last turn alone.
         """
         try:
             prompt = self._render(turns, ask=True) if prompt_text is None else prompt_text
@@ -280,21 +280,21 @@ class Chat:
         return spoken[len(prompt) :] if spoken.startswith(prompt) else None
 
     def _header(self, turns: Sequence[Message], prompt_text: str) -> str:
-        """What the template writes to ask for an answer."""
+        """The text that the template writes to ask for an answer."""
         if not self.thoughts.marks:
             return ""
         header = prompt_text[_common(self._render(turns, ask=False), prompt_text) :]
         if header or not turns:
             return header
-        # a template that asks whether it is told to or not
+        # a template that asks for an answer whether told to or not
         last = turns[-1].model_copy(update={"content": _PROBE})
         return self._render([*turns[:-1], last], ask=True).rpartition(_PROBE)[2]
 
     def _continuation(self, prompt_text: str, added: str) -> list[int]:
-        """Tokens of ``added`` behind ``prompt_text``.
+        """Tokens of ``added`` after ``prompt_text``.
 
-        Where the tokenizer would merge the two, ``added`` is encoded behind other characters, not alone: SentencePiece
-        would put a space before it.
+        If the tokenizer would merge the two, ``added`` is encoded after other characters instead of alone, because
+        SentencePiece would put a space before it.
         """
         for before in (prompt_text, "a", ".", "\n"):
             head, whole = self._control.encode(before), self._control.encode(before + added)
@@ -306,7 +306,7 @@ class Chat:
         )
 
     def _ended(self, tokens: list[int]) -> list[int]:
-        """An answer's tokens up to its end token; one is added where the template has none."""
+        """An answer's tokens up to its end token; one is added if the template has none."""
         end = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
         return [*tokens, self.end_token] if end is None else tokens[: end + 1]
 
@@ -367,7 +367,7 @@ class Chat:
         return ends[0][1] if ends else self.tokenizer.eos_token_id
 
     def _check_encoding(self) -> None:
-        """Refuse a tokenizer that reads its control tokens otherwise than by their ids."""
+        """Refuse a tokenizer that does not encode its control tokens to their ids."""
         for messages, ask in (([_USER], True), ([_USER, _ANSWER], False)):
             plain = [m.model_dump() for m in messages]
             expected = self.tokenizer.apply_chat_template(
@@ -389,7 +389,7 @@ class Chat:
 
 
 def leave_out(left_out: dict[str, Any], row: str, error: DataError) -> None:
-    """Note a row that cannot be encoded: one more ``too_long``, or its reason in ``unrendered`` under its id."""
+    """Record a row that cannot be encoded: count it in ``too_long``, or store its reason in ``unrendered`` by id."""
     if isinstance(error, TooLongError):
         left_out["too_long"] = left_out.get("too_long", 0) + 1
     else:

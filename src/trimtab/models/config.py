@@ -1,4 +1,4 @@
-"""Settings of a model. Without torch, so that commands that only talk to endpoints run without it."""
+"""Settings of a model. This module does not import torch, so commands that only use endpoints run without it."""
 
 from pathlib import Path
 from typing import Literal
@@ -46,7 +46,7 @@ class ModelConfig(Config):
     @field_validator("name", "chat_template")
     @classmethod
     def _located(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Expand ``~``, and find what is beside the recipe."""
+        """Expand ``~``, and find files relative to the recipe."""
         if value is None or value == embedded.NAME or (info.field_name == "chat_template" and not is_file_name(value)):
             return value
         return locate(value, (info.context or {}).get("beside") or Path())

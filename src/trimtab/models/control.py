@@ -1,6 +1,6 @@
-"""Control tokens are the chat template's to write; in what people and models say, the same characters are text.
+"""Only the chat template writes control tokens; in messages of people and models, the same characters are text.
 
-A tokenizer turns the characters ``<|im_end|>`` into its end-of-turn token wherever they stand. So a conversation is
+A tokenizer turns the characters ``<|im_end|>`` into its end-of-turn token wherever they occur. So a conversation is
 rendered with each control token in a message replaced by a placeholder. Every control token in the rendered text is
 then the template's own. The text is encoded with a copy of the tokenizer in which the control tokens have names that
 nobody can type, and the placeholders are turned back into plain characters. It is encoded as one piece, so that
@@ -18,12 +18,12 @@ from tokenizers import Tokenizer
 from trimtab.errors import DataError
 
 THOUGHT = re.compile(r"[<\[◁][^\s<>\[\]◁▷]*(?:think|thought|reason)[^\s<>\[\]◁▷]*[>\]▷]", re.IGNORECASE)
-"""What opens or closes a thought: ``<think>``, ``[/THINK]``, ``<|END_THINKING|>``. Part of an answer, not of the frame
-around it."""
+"""Matches a mark that opens or closes a thought: ``<think>``, ``[/THINK]``, ``<|END_THINKING|>``. Such marks are part
+of the answer, not of the template around it."""
 
 
 class Thoughts:
-    """Thoughts in an answer, told by the marks that a chat template writes or looks for.
+    """Thoughts in an answer, recognised by the marks that a chat template writes or looks for.
 
     Args:
         template: source of the chat template.
@@ -31,16 +31,16 @@ class Thoughts:
 
     def __init__(self, template: str) -> None:
         self.marks = sorted(set(THOUGHT.findall(template)))
-        """For example ``</think>`` and ``<think>``; empty for a template that knows no thoughts."""
+        """For example ``</think>`` and ``<think>``; empty for a template without thoughts."""
         self._any = re.compile("|".join(map(re.escape, self.marks)) or "(?!)")
 
     def first(self, text: str) -> int | None:
-        """Where the first mark begins in ``text``; None where there is none."""
+        """Where the first mark begins in ``text``; None: there is none."""
         match = self._any.search(text)
         return None if match is None else match.start()
 
     def opened(self, text: str) -> str | None:
-        """The mark of a thought that ``text`` opens and does not close; None where there is none.
+        """The mark of a thought that ``text`` opens and does not close; None: there is none.
 
         >>> Thoughts("<think></think>").opened("<think>two and two")
         '<think>'
@@ -77,7 +77,7 @@ class ControlTokens:
         self.ids = {c: int(tokenizer.convert_tokens_to_ids(c)) for c in self.contents}
         self._tokenizer = tokenizer
         self._written = re.compile("|".join(map(re.escape, self.contents)) or "(?!)")
-        nonce = secrets.randbelow(9 * 10**19) + 10**19  # of digits, for no template to change; never in the tokens
+        nonce = secrets.randbelow(9 * 10**19) + 10**19  # digits, which no template changes; never part of the tokens
         self._nonce = str(nonce)
         self._placeholders = {c: f"{nonce}{i:05d}{nonce}" for i, c in enumerate(self.contents)}
         self._hidden = re.compile(f"{nonce}([0-9]{{5}}){nonce}")
@@ -86,7 +86,7 @@ class ControlTokens:
         self._renamed = None if backend is None else _renamed(backend, self._names)
 
     def hide(self, text: str, *, thoughts: bool) -> str:
-        """A message with placeholders for control tokens; with ``thoughts``, the marks of thoughts stay as they are."""
+        """A message with placeholders for control tokens; with ``thoughts``, the marks of thoughts stay unchanged."""
 
         def placeholder(match: re.Match[str]) -> str:
             content = match.group()
@@ -95,7 +95,7 @@ class ControlTokens:
         return self._written.sub(placeholder, text)
 
     def encode(self, rendered: str) -> list[int]:
-        """Token ids of rendered text, placeholders as plain characters.
+        """Token ids of rendered text, with placeholders as plain characters.
 
         Raises:
             DataError: there is a placeholder and the tokenizer cannot encode a control token as text, or the template

@@ -19,7 +19,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_folder() -> Path:
-    """Where prepared models live: ``$TRIMTAB_CACHE`` or ``~/.cache/trimtab``."""
+    """Folder of prepared models: ``$TRIMTAB_CACHE`` or ``~/.cache/trimtab``."""
     return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
 
 
@@ -27,7 +27,7 @@ def embedded_folder() -> Path:
     """The default model as a local folder, prepared on first use (about half a minute).
 
     Raises:
-        ModelError: if the package that carries the weights is not installed.
+        ModelError: the package with the weights is not installed.
     """
     folder = cache_folder() / NAME
     if (folder / "config.json").exists():

@@ -1,8 +1,8 @@
 """Hidden states of the layers below every adapter: computed once per sequence, used by every role and every pass.
 
 With adapters on the upper layers only, the lower layers give the same states for policy, critic, reward model and
-reference, in every epoch. A :class:`FrozenStates` holds these states by token sequence. The sampler adds what it
-computes on the way; ``role.logprobs(batch, states=states)`` looks up stored states and computes the others.
+reference, in every epoch. A :class:`FrozenStates` holds these states by token sequence. The sampler adds
+the states it computes; ``role.logprobs(batch, states=states)`` looks up stored states and computes the others.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ class FrozenStates:
     between frozen and trained layers.
 
     Args:
-        backbone: whose layers.
-        limit: tokens to keep; None: no limit. From the first sequence that does not fit on, nothing more is added, and
-            other sequences are computed at each use. So the contents do not depend on how often they are used, and a
-            resumed run computes the same bits as an uninterrupted one.
+        backbone: the model with the frozen layers.
+        limit: largest number of tokens to store; None: no limit. After the first sequence that does not fit, nothing
+            is added, and other sequences are computed at each use. So the contents do not depend on how often they are
+            used, and a resumed run computes the same bits as an uninterrupted one.
     """
 
     def __init__(self, backbone: Backbone, limit: int | None = None) -> None:
@@ -40,7 +40,7 @@ class FrozenStates:
         self.hits = 0
         """Rows taken from the store so far."""
         self.computed = 0
-        """Rows that were not stored and were computed."""
+        """Rows computed so far because they were not stored."""
         self._layers: nn.Module | None = None
         self._states: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
         self._tokens = 0
@@ -49,7 +49,7 @@ class FrozenStates:
 
     @classmethod
     def within(cls, backbone: Backbone, megabytes: float) -> "FrozenStates":
-        """A store of at most so many megabytes (10⁶ bytes) of float32 states."""
+        """A store of at most ``megabytes`` (10⁶ bytes) of float32 states."""
         return cls(backbone, int(megabytes * 1e6 / (4 * max(1, backbone.width))))
 
     @property
@@ -114,7 +114,7 @@ class FrozenStates:
         return out
 
     def fill(self, batches: Iterable[Batch]) -> None:
-        """Compute the states of batches ahead, until the limit is reached."""
+        """Compute and store the states of batches, until the limit is reached."""
         for batch in batches:
             if self.full or self.of(batch) is None:
                 return
@@ -125,7 +125,7 @@ class FrozenStates:
                 self.add(key, states[row, : len(key)].clone())
 
     def _frozen(self) -> nn.Module | None:
-        """The backbone's frozen layers; empties the store if they are others than its states come from."""
+        """The backbone's frozen layers; empties the store if its states come from different layers."""
         layers = self.backbone.frozen_half
         if layers is not self._layers:
             self.clear()
@@ -135,16 +135,16 @@ class FrozenStates:
     # Files --------------------------------------------------------------------------------
 
     def save(self, path: Path, sequences: Iterable[Sequence[int]]) -> None:
-        """Write the states of those sequences that are stored, as safetensors.
+        """Write the stored states of these sequences as safetensors.
 
-        Recomputed states would differ in their last bits, because sums are added in another order.
+        Recomputed states would differ in their last bits, because of a different order of summation.
         """
         known = {_name(tokens): self.get(tokens) for tokens in sequences}
         tensors = {name: states.cpu() for name, states in known.items() if states is not None}
         write_atomic(path, save(tensors | {_FULL: torch.tensor(self.full)}))
 
     def load(self, path: Path, sequences: Iterable[Sequence[int]]) -> None:
-        """Add what :meth:`save` wrote.
+        """Add the states that :meth:`save` wrote.
 
         Raises:
             CheckpointError: the file is missing or damaged.

@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens from hidden states, without batch × time × vocabulary ever in memory.
 
-Forward and backward are written out, because composed of library calls the same numbers cost some
-twenty passes over a table as wide as the vocabulary; this takes the fewest that the formula allows.
+Forward and backward are written out. Composed of library calls, the same computation takes about
+twenty passes over a table as wide as the vocabulary; this code takes the fewest that the formula allows.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from torch.nn import functional
 from trimtab.models.kernels import kernels
 
 TABLE = 1024 * 49152
-"""Numbers of tokens × vocabulary in memory at a time, 200 MB: 1,024 tokens for the default model, 192 for a vocabulary
-of 256k."""
+"""Largest size (tokens × vocabulary) of the table in memory, 200 MB: 1,024 tokens for the default model, 192 for a
+vocabulary of 256k."""
 
 ROWS = 32
-"""Rows of a chunk handled at a time where intermediate results should stay in the processor's cache."""
+"""Rows of a chunk processed at once, so that intermediate results stay in the processor's cache."""
 
 
 def token_logprobs(
@@ -50,7 +50,7 @@ def token_logprobs_and_entropies(
     """As :func:`token_logprobs`, and the entropy H = −Σ_v p_v·log p_v of the distribution each token was drawn from.
 
     Args:
-        states: as there, like the next four.
+        states: as for :func:`token_logprobs`, like the next four.
         targets: tokens.
         weight: projection.
         bias: of the projection.
@@ -67,7 +67,7 @@ def _apply(
     states: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, entropy: str
 ) -> tuple[Tensor, Tensor]:
     chunk = max(1, TABLE // weight.shape[0])
-    keep = len(states) <= chunk  # a single chunk's table waits for the backward pass; of several, each is recomputed
+    keep = len(states) <= chunk  # one chunk's table is kept for the backward pass; several are recomputed
     parts = [
         _Head.apply(states[at : at + chunk], weight, bias, targets[at : at + chunk], temperature, entropy, keep)
         for at in range(0, len(states), chunk)
@@ -99,7 +99,7 @@ class _Head(torch.autograd.Function):
                 rows = table[at : at + ROWS]
                 entropies[at : at + ROWS] = -(rows.exp() * rows).sum(-1)
         ctx.save_for_backward(states, weight, bias, targets, entropies)
-        ctx.table = table if keep else None  # the backward pass writes over it
+        ctx.table = table if keep else None  # the backward pass overwrites it
         ctx.temperature, ctx.entropy = temperature, entropy
         kind = states.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype

@@ -1,7 +1,7 @@
-"""The few places where a faster implementation of the same arithmetic can take over.
+"""The places where a faster implementation of the same arithmetic can be used.
 
 Without one, :class:`Kernels` is used: plain PyTorch, PEFT and transformers. :func:`trimtab.fast_cpu.install` replaces
-it by one for processors; nothing else in trimtab depends on which of them is there.
+it with one for CPUs; nothing else in trimtab depends on which one is in use.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class Kernels:
 
         Args:
             backbone: the model.
-            recorded_layer: the decoding step returns the states after so many layers, 0 none; None: after the frozen
-                ones.
+            recorded_layer: the decoding step returns the states after this many layers; 0: none; None: after the frozen
+                layers.
         """
         return nullcontext()
 

@@ -1,14 +1,14 @@
-"""Which arrangements of rows an architecture computes like rows on their own, tried on a probe when it is loaded.
+"""Tests, when a model is loaded, which arrangements of rows it computes correctly.
 
-Packed rows, shared prompts, the slots of the sampler and the cut between frozen and trained layers give transformers'
-numbers for attention with a mask. Recurrent layers, convolutions, biases by distance and windows ignore our masks and
-positions. So each arrangement runs once on a few tokens and is compared with transformers' forward pass on the plain
-rows; those that differ, or fail, are not used for this model. Padding on the right must be harmless for every model: it
-is wherever attention is causal, and a model that is not causal is refused.
+Packed rows, shared prompts, the sampler's slots and the cut between frozen and trained layers give the same results as
+plain rows for attention with a mask. Recurrent layers, convolutions, distance biases and windows ignore our masks and
+positions. So each arrangement runs once on a few tokens and is compared with transformers' forward pass on plain rows.
+Arrangements that differ, or fail, are not used for this model. Padding on the right must be harmless for every model.
+It is if attention is causal; a model that is not causal is refused.
 
-A window (sliding attention, chunks, local attention) shows only in rows longer than it. The probe is longer than the
-window where that costs at most :data:`AFFORDABLE`. Otherwise a short probe covers rows up to the window, and a
-``model.context`` beyond it turns the arrangements off.
+A window (sliding attention, chunks, local attention) has an effect only in rows longer than the window. The probe is
+longer than the window if that costs at most :data:`AFFORDABLE`. Otherwise a short probe covers rows up to the window,
+and a larger ``model.context`` turns the arrangements off.
 """
 
 import logging
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest difference of a hidden state from the plain row's, as a share of its length."""
+"""Largest difference of a hidden state from the plain row's, relative to its norm."""
 
 AFFORDABLE = {"cpu": (1024, 2e10), "cuda": (16_384, 2e13)}
-"""Tokens that a pass of the probe may have, and the product of tokens and parameters, by kind of device."""
+"""Limits of a probe's pass by kind of device: tokens, and tokens × parameters."""
 
 PROVEN = frozenset({"LlamaForCausalLM"})
 """Architectures without windows for which the tests show every arrangement; loading them skips the probe."""
 
 WINDOWS = "sliding_window sliding_window_size attention_window_size attention_chunk_size local_attention window_size"
-"""Settings that limit how far a layer looks back."""
+"""Names of settings that limit how far back a layer attends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layouts:
-    """Arrangements that give the numbers of plain rows for one model."""
+    """Arrangements that give the same results as plain rows for one model."""
 
     packed: bool = True
-    """Several sequences in a row, kept apart by a block-diagonal mask."""
+    """Several sequences in a row, separated by a block-diagonal mask."""
     shared_prompts: bool = True
     """A prompt once, followed by all answers to it."""
     slots: bool = True
-    """Decoding answers of different lengths together, in one cache of ours."""
+    """Decoding answers of different lengths together, in trimtab's cache with slots."""
     own_cache: bool = True
     """Decoding answers of equal length in the cache that transformers makes for the model."""
     split: bool = True
-    """The frozen layers and those above them as two modules; each cut is tried again where it is made."""
+    """The frozen layers and those above as two modules; every cut is tested again when it is made."""
     off: Mapping[str, str] = field(default_factory=dict)
-    """Why an arrangement is not used, by its name."""
+    """Reason why an arrangement is not used, by its name."""
 
 
 def window_of(config: Any) -> int | None:
@@ -73,12 +73,12 @@ def window_of(config: Any) -> int | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Two answers to one prompt, and what transformers gives for each on its own."""
+    """Two answers to one prompt, and transformers' hidden states for each in a plain row."""
 
     prompt: list[int]
     answers: list[list[int]]
     covers_context: bool
-    """False: rows up to ``model.context`` may be longer than the model's window, and the probe is not."""
+    """False: ``model.context`` is longer than the model's window, but the probe is not."""
     expected: list[Tensor]
     """``[T, H]`` for each answer: final hidden states of prompt and answer."""
 
@@ -88,7 +88,7 @@ class Probe:
         return [self.prompt + answer for answer in self.answers]
 
     def differs(self, states: Tensor, row: int, *, last: int | None = None) -> bool:
-        """True: ``[T, H]`` are not the states of a row, or of its ``last`` tokens."""
+        """True: ``states``, ``[T, H]``, differ from the expected ones of a row, or of its ``last`` tokens."""
         expected = self.expected[row] if last is None else self.expected[row][-last:]
         error = (states.float() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-12)
         return not bool((error <= TOLERANCE).all())  # NaN differs
@@ -128,7 +128,7 @@ def make_probe(backbone: "Backbone") -> Probe:
 
 
 def _tokens(backbone: "Backbone", count: int) -> list[int]:
-    """Different tokens, as far as there are enough, none of which stands for an image, a sound or an end."""
+    """Distinct tokens, as far as there are enough; none stands for an image, a sound or an end."""
     config = backbone.model.config
     special = {
         value
@@ -144,7 +144,7 @@ def _tokens(backbone: "Backbone", count: int) -> list[int]:
 
 @torch.no_grad()
 def find_layouts(backbone: "Backbone") -> Layouts:
-    """Try every arrangement; a line is logged for a model that cannot have all of them.
+    """Try every arrangement; logs a line if some of them cannot be used.
 
     Raises:
         ModelError: tokens to the right of a token change its states, so the model is not causal.
@@ -211,7 +211,7 @@ def _shared(backbone: "Backbone", probe: Probe) -> bool:
 
 
 def _slots(backbone: "Backbone", probe: Probe) -> bool:
-    """As the sampler does: a common start, the rest of both rows but the last token, and a step of one token each."""
+    """Check as the sampler computes: a common start, both rows up to the last token, and a step of one token each."""
     base, rows, device = backbone.model.base_model, probe.rows, backbone.device
     backbone.activate(None)
     common, lengths = 2, [len(row) - 1 for row in rows]
@@ -241,7 +241,7 @@ def _slots(backbone: "Backbone", probe: Probe) -> bool:
 
 
 def _own_cache(backbone: "Backbone", probe: Probe) -> bool:
-    """The first row twice: all but two tokens at once, then one by one."""
+    """Check with the first row twice: all tokens except two at once, then one by one."""
     backbone.activate(None)
     tokens = torch.tensor([probe.rows[0]] * 2, device=backbone.device)
     states, cache = continued(backbone, tokens[:, :-2], None)
@@ -265,7 +265,7 @@ def continued(
     Args:
         backbone: the model.
         tokens: ``[B, T]``, the tokens that follow those in the cache.
-        cache: from the call before; None: these are the first.
+        cache: from the previous call; None: these are the first tokens.
         keep: False: no cache is made.
 
     Returns:
@@ -283,14 +283,14 @@ def continued(
 
 
 def one_row_each(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The sequences of packed rows, each in a row of its own.
+    """The sequences of packed rows, each in its own row.
 
     Args:
         batch: with ``segments``.
 
     Returns:
-        ``[N, W]`` int64, the sequences, right-padded with zeros; and ``[B, T]`` int64, where each token is among the
-        N·W (padding: 0).
+        ``[N, W]`` int64, the sequences, right-padded with zeros; and ``[B, T]`` int64, the index of each token
+        among the N·W (padding: 0).
     """
     assert batch.segments is not None
     segments = batch.segments

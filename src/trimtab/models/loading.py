@@ -33,17 +33,18 @@ def resolve(name: str) -> str:
 
 
 def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """What makes two models the same for a fingerprint.
+    """Identity of a model for fingerprints.
 
-    A local folder is its files' content (weights, tokenizer, template, configuration), and that of the folder which an
-    adapter in it names as its base; any other model is its name. The text of ``chat_template`` belongs to both.
+    A local folder is identified by the content of its files (weights, tokenizer, template, configuration) and, if it
+    contains an adapter, of the folder of the adapter's base. Any other model is identified by its name. The text of
+    ``chat_template`` is part of both.
     """
     folder = Path(config.name)
     identity: dict[str, Any] = {"name": config.name}
     if folder.is_dir():
         identity = {"files": {f.name: _digest(f) for f in sorted(folder.iterdir()) if f.is_file()}}
         base = base_of(folder)
-        if base is not None and not (Path(base) / "adapter_config.json").is_file():  # one of an adapter never loads
+        if base is not None and not (Path(base) / "adapter_config.json").is_file():  # an adapter as base never loads
             identity["base"] = model_identity(ModelConfig(name=base))
     if config.chat_template is not None:
         identity["chat_template"] = _template(config.chat_template)
@@ -51,7 +52,7 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file, computed once as long as the file does not change."""
+    """SHA-256 of a file, cached as long as the file does not change."""
     stat = file.stat()
     return _known_digest(file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
@@ -62,7 +63,7 @@ def _known_digest(file: Path, *_: int) -> str:
 
 
 def _template(setting: str) -> str:
-    """The chat template that a setting names or is.
+    """The chat template that a setting contains or names by its file.
 
     Raises:
         ModelError: it names a file that cannot be read.
@@ -82,7 +83,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer with a chat template.
 
     Raises:
-        ModelError: no tokenizer, no chat template or no end-of-turn token.
+        ModelError: there is no tokenizer, no chat template or no end-of-turn token.
     """
     name = resolve(config.name)
     _check_exists(config.name, name)
@@ -150,7 +151,7 @@ def load_causal_lm(config: ModelConfig) -> Any:
     """The model in float32 on its device, dropout off, ready to be a trunk.
 
     Raises:
-        ModelError: not there, or not a causal language model.
+        ModelError: it does not exist, or is not a causal language model.
     """
     name = resolve(config.name)
     _check_exists(config.name, name)
@@ -182,7 +183,7 @@ def load_causal_lm(config: ModelConfig) -> Any:
 
 
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that makes tokens which the model does not have.
+    """Refuse a tokenizer with tokens that the model does not have.
 
     Raises:
         ModelError: the highest token is beyond the embedding or the head.
@@ -197,10 +198,10 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
 
 
 def _limit(config: Any) -> int | None:
-    """How many tokens a model was built for, read from its text model; None: its configuration does not say.
+    """Number of tokens that a model was built for, from its text model; None: its configuration does not say.
 
-    Rotary frequencies that change beyond the original length (dynamic NTK, LongRoPE) make the states of a token depend
-    on how long its row gets, so the limit is the original length.
+    Rotary frequencies that change beyond the original length (dynamic NTK, LongRoPE) make a token's states depend on
+    the length of its row, so the limit is the original length.
     """
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions")
@@ -215,7 +216,7 @@ def _limit(config: Any) -> int | None:
 
 
 def _selected(config: Any) -> int | None:
-    """How many tokens sparse layers select by score in rows that are longer; None: every layer sees all in reach."""
+    """Number of tokens that sparse layers select by score in longer rows; None: no layer selects."""
     text = config.get_text_config()
     sizes = [getattr(text, name, None) for name in ("index_topk", "keep_window_size", "indexer_budget")]
     blocks, length = getattr(text, "index_topk_blocks", None), getattr(text, "index_block_size", None)
@@ -224,7 +225,7 @@ def _selected(config: Any) -> int | None:
 
 
 def longest_context(name: str) -> int | None:
-    """How many tokens a model was built for; None where its configuration does not say.
+    """Number of tokens that a model was built for; None: its configuration does not say.
 
     Raises:
         ModelError: there is no such model.
@@ -241,7 +242,7 @@ def longest_context(name: str) -> int | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a configuration means.
+    """The device that a configuration names.
 
     Raises:
         ModelError: ``cuda`` is set but there is no such device.
@@ -261,10 +262,10 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def _check_files(name: str, given: str) -> None:
-    """Describe what is wrong with a folder's files, where that is more specific than the loader's message.
+    """Report what is wrong with a folder's files, if that is more specific than the loader's message.
 
     Raises:
-        ModelError: a file is a pointer of Git LFS, or config.json cannot be read.
+        ModelError: a file is a Git LFS pointer, or config.json cannot be read.
     """
     folder = Path(name)
     base = base_of(folder)

@@ -1,8 +1,8 @@
 """A reference that follows the policy: ref ← α·θ + (1 − α)·ref, on the weights that the policy trains.
 
-Two low-rank adapters add up to a matrix of a higher rank, so no adapter of the same rank holds their mixture. The sum
-of the trunk's weight and an adapter's product is an ordinary matrix, and such matrices mix exactly. So the reference
-has a dense copy of each weight that the policy changes, and computes on the shared trunk with these copies in place.
+The sum of two low-rank adapters has a higher rank, so no adapter of the same rank can represent their mixture. Dense
+weights mix exactly. So the reference has a dense copy of each weight that the policy changes (trunk plus adapter), and
+computes on the shared trunk with these copies in place.
 Source: Gorbatovski et al. 2024 (TR-DPO, arXiv 2404.09656), soft update; α = 1 is their hard update.
 """
 
@@ -37,19 +37,19 @@ class ReferenceUpdateConfig(Config):
 
 
 def _wide(weight: Tensor) -> Tensor:
-    """A copy that mixtures are not lost in: 16-bit weights in float32."""
+    """A copy, in float32 for 16-bit weights, so that small updates are not lost."""
     return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight.clone()
 
 
 class MovingReference(Role):
-    """The reference of a policy, with a copy of each weight that the policy changes; it starts as the trunk.
+    """The reference of a policy, with a copy of each weight that the policy changes. It starts equal to the trunk.
 
     Memory: 4 bytes for each weight of the adapted layers (biases and norms are not adapted), or for each weight of the
     model if the policy trains all of them.
 
     Args:
         reference: the trunk without an adapter.
-        policy: an adapter on the same trunk, or a model of the same architecture of which all weights are trained.
+        policy: an adapter on the same trunk, or a model of the same architecture whose weights are all trained.
 
     Raises:
         ConfigError: an adapted layer stores its weight in less than 16 bits, so it cannot be mixed.
@@ -81,7 +81,7 @@ class MovingReference(Role):
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, the trunk without adapters computes with the reference's weights."""
+        """Inside the context, the trunk without adapters computes with the reference's weights."""
         parameters = self._trunk()
         originals = {name: parameters[name].data for name in self._own}
         self.backbone.activate(None)
@@ -101,7 +101,7 @@ class MovingReference(Role):
         """Copy weights in.
 
         Raises:
-            ModelError: other names or shapes than this reference has.
+            ModelError: names or shapes differ from this reference's.
         """
         shapes = {name: weight.shape for name, weight in self._own.items()}
         if shapes != {name: weight.shape for name, weight in state.items()}:
@@ -113,7 +113,7 @@ class MovingReference(Role):
     # Computing ----------------------------------------------------------------------------
 
     def hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
-        """As :meth:`Role.hidden`. With all weights trained no layer is frozen, so ``states`` are not read."""
+        """As :meth:`Role.hidden`. If all weights are trained, no layer is frozen and ``states`` are not used."""
         with self.computing():
             return super().hidden(batch, states=None if self.policy.full else states)
 
@@ -126,7 +126,7 @@ class MovingReference(Role):
         return dict(self.backbone.model.named_parameters())
 
     def _weights(self) -> dict[str, tuple[Tensor, Any]]:
-        """By name on the trunk, what the policy changes: the policy's base weight, and its adapted layer if any."""
+        """The weights that the policy changes, by name on the trunk: its base weight, and its adapted layer if any."""
         if self.policy.full:
             return {name: (weight, None) for name, weight in self.policy.backbone.model.named_parameters()}
         names = {id(parameter): name for name, parameter in self._trunk().items()}

@@ -22,11 +22,11 @@ class Role:
 
     Args:
         backbone: the trunk it computes with.
-        adapter: name of its adapter; None: the trunk as it is (reference, or full fine-tuning).
+        adapter: name of its adapter; None: the trunk without an adapter (reference, or full fine-tuning).
         scalar_head: True for critic and reward model: a linear map from hidden state to one number, or to ``heads``.
-        full: True: all weights of the backbone are its own and trained.
-        head_only: True: backbone and adapter are another role's; only the head is trained.
-        heads: how many numbers the scalar head gives, for a reward model of several objectives.
+        full: True: the backbone belongs to this role and all its weights are trained.
+        head_only: True: backbone and adapter belong to another role; only the head is trained.
+        heads: number of outputs of the scalar head, for a reward model of several objectives.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Role:
         scalar_head: bool = False,
         heads: int = 1,
     ) -> "Role":
-        """A role with weights of its own: an adapter on ``backbone``, or a full copy of it."""
+        """A role with its own weights: an adapter on ``backbone``, or a full copy of it."""
         if config.kind == "full":
             return cls(backbone.copy(), scalar_head=scalar_head, full=True, heads=heads)
         backbone.add_adapter(name, config, seed=seed)
         return cls(backbone, adapter=name, scalar_head=scalar_head, heads=heads)
 
     def with_head(self) -> "Role":
-        """A scalar head on this role's hidden states; the head is all that the new role trains."""
+        """A new role with a scalar head on this role's hidden states; it trains only the head."""
         return Role(self.backbone, adapter=self.adapter, scalar_head=True, head_only=True)
 
     # Weights ------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What this role trains, by name."""
+        """The weights that this role trains, by name."""
         trained: dict[str, nn.Parameter] = {}
         if self.adapter is not None and not self.head_only:
             adapter = self.backbone.adapter_parameters(self.adapter)
@@ -86,28 +86,28 @@ class Role:
         return trained
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the trained weights, on the CPU; sharded ones are gathered, for which all ranks call this."""
+        """A copy of the trained weights, on the CPU; sharded ones are gathered, so all ranks must call this."""
         return {name: whole(parameter) for name, parameter in self.parameters().items()}
 
     def save(self, path: Path) -> None:
-        """Write the trained weights as safetensors. Of sharded ones all ranks call this, and the first one writes."""
+        """Write the trained weights as safetensors. Sharded: all ranks must call this, and the first one writes."""
         shards = self.backbone.shards if self.full else None
         save_whole(path if shards is None or shards.first else None, self.parameters())
 
     def shard(self) -> None:
-        """Divide the weights among all ranks if all weights of the model are trained; adapters stay whole."""
+        """Shard the weights over all ranks if all weights of the model are trained; adapters stay whole."""
         if self.full:
             self.backbone.shard()
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Context in which sharded weights are whole, and this rank makes passes without the others."""
+        """Context in which sharded weights are whole, so this rank can make passes without the others."""
         return self.backbone.gathered()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Copy weights in.
 
         Raises:
-            ModelError: other names or shapes than this role has.
+            ModelError: names or shapes differ from this role's.
         """
         parameters = self.parameters()
         if parameters.keys() != state.keys():
@@ -127,7 +127,7 @@ class Role:
                 parameter.copy_(part_like(state[name], parameter))
 
     def train(self, on: bool = True) -> None:
-        """Dropout on or off; everything but a gradient step runs with it off."""
+        """Switch dropout on or off; it is on only in gradient steps."""
         self.backbone.train(on, full=self.full)
 
     def accumulating_gradients(self) -> AbstractContextManager[None]:
@@ -139,19 +139,19 @@ class Role:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Inside, the backbone's model computes with this role's weights."""
+        """Inside the context, the backbone's model computes with this role's weights."""
         self.backbone.activate(self.adapter)
         yield
 
     def hidden(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
         """Final hidden states, ``[B, T, H]``; equal prompts are computed once.
 
-        Packed rows and shared prompts are taken apart for models that do not compute them rightly.
+        Packed rows and shared prompts are separated for models that do not compute them correctly.
 
         Args:
             batch: tokens.
-            states: what frozen layers give, looked up or computed there; None, or another backbone's: all layers are
-                run.
+            states: store of the frozen layers' states, which are looked up or computed; None, or another backbone's:
+                all layers run.
         """
         frozen = states.of(batch) if states is not None and states.backbone is self.backbone else None
         layouts = self.backbone.layouts
@@ -241,7 +241,7 @@ class Role:
         return torch.where(batch.response_mask, before, torch.zeros((), device=hidden.device))
 
     def scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:
-        """One number per sequence, ``[B]`` float32: the first head at the last real token (end-of-turn included)."""
+        """One score per sequence, ``[B]`` float32: the first head at the last real token (end-of-turn included)."""
         return self.head_scores(batch, states=states)[:, 0]
 
     def head_scores(self, batch: Batch, *, states: FrozenStates | None = None) -> Tensor:

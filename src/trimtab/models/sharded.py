@@ -1,11 +1,11 @@
-"""A model of which every rank holds a part: FSDP2, PyTorch's ``fully_shard``.
+"""Sharded models, in which each rank has a part of the weights: FSDP2, PyTorch's ``fully_shard``.
 
-Each rank holds 1/N of every weight, of its gradient and of the optimiser's moments. The weights of a layer are gathered
+Each rank stores 1/N of every weight, of its gradient and of the optimiser's moments. A layer's weights are gathered
 for its forward and its backward pass, and its gradients are summed and divided again in each backward pass. Embedding,
 final norm and head stay gathered from a forward pass to the end of the backward pass, because log-probabilities are
 computed from the head's weight outside of the model.
 
-Every pass exchanges weights, so all ranks must make the same passes in the same order, but for those inside
+Every pass exchanges weights, so all ranks must make the same passes in the same order, except for passes inside
 :meth:`Shards.gathered`.
 """
 
@@ -31,15 +31,15 @@ _NAMES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-"""Types of tensors as safetensors calls them."""
+"""safetensors' names of tensor types."""
 
 
 class Shards:
-    """Divide the weights of a model among all ranks, for good.
+    """Shards the weights of a model over all ranks, permanently.
 
     Args:
-        model: a causal language model of which all weights are trained, equal on all ranks.
-        layers: its decoder layers; each is gathered by itself.
+        model: a causal language model whose weights are all trained, equal on all ranks.
+        layers: its decoder layers; each is gathered separately.
     """
 
     def __init__(self, model: Any, layers: Sequence[Any]) -> None:
@@ -58,8 +58,8 @@ class Shards:
         self.first = mesh.get_rank() == 0
         """True: this rank writes files."""
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        """The parts of all weights, by name: what the optimiser steps."""
-        # The first call decides which module gathers what belongs to no layer, so it must be one of the whole model.
+        """This rank's parts of all weights, by name; the optimiser updates them."""
+        # The first call decides which module gathers the weights outside the layers, so it must be on the whole model.
         model.final_states = MethodType(_final_states, model)
         register_fsdp_forward_method(model, "final_states")
         with torch.no_grad():
@@ -71,13 +71,13 @@ class Shards:
         return self._model.final_states(**inputs)
 
     def divide(self) -> None:
-        """Free what is gathered, so that the next pass sees the weights as they are now."""
+        """Free gathered weights, so that the next pass gathers the current ones."""
         for module in (*self._layers, self._model):
             module.reshard()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, this rank has the whole model in plain tensors, and makes any passes without the other ranks.
+        """Inside the context, this rank has the whole model in plain tensors and can make passes without the others.
 
         All ranks enter and leave together. No weight may change inside.
         """
@@ -99,34 +99,34 @@ class Shards:
 
 
 def _final_states(model: Any, **inputs: Any) -> Tensor:
-    return model.base_model(**inputs).last_hidden_state.clone()  # FSDP hangs a hook on it, which a view can lose
+    return model.base_model(**inputs).last_hidden_state.clone()  # FSDP registers a hook on it, which a view can lose
 
 
 # Tensors ----------------------------------------------------------------------------------
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """True: each rank holds a part of it."""
+    """True: each rank has a part of the tensor."""
     return hasattr(tensor, "full_tensor")  # a DTensor, whose module takes a while to import
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, gathered from all ranks where the tensor is sharded."""
+    """A copy on the CPU, gathered from all ranks if the tensor is sharded."""
     full: Any = tensor.detach()
     full = full.full_tensor() if is_sharded(full) else full
     return full.cpu().clone().contiguous()
 
 
 def part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, in the same memory; all of it where it is not sharded."""
+    """This rank's part of a tensor, in the same memory; the whole tensor if it is not sharded."""
     sharded: Any = tensor
     return sharded.to_local() if is_sharded(tensor) else tensor
 
 
 def part_like(values: Tensor, like: Tensor) -> Tensor:
-    """The values as ``like`` is held: on its device, and sharded where it is.
+    """The values on the device of ``like``, and sharded if ``like`` is.
 
-    Every rank has all of ``values``, which the result may share memory with.
+    Every rank must have all of ``values``; the result may share memory with them.
     """
     values = values.to(like.device)
     if not is_sharded(like):
@@ -138,14 +138,14 @@ def part_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def save_whole(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; sharded ones are gathered one after the other, so one at a time is whole.
+    """Write tensors as safetensors; sharded ones are gathered one at a time to save memory.
 
     Args:
         path: None: this rank takes part in gathering and writes nothing.
         tensors: the same names on every rank.
 
     Raises:
-        StorageError: they cannot be written; the other ranks are not kept waiting.
+        StorageError: they cannot be written; the other ranks do not hang.
     """
     if not any(is_sharded(tensor) for tensor in tensors.values()):
         if path is not None:
@@ -176,7 +176,7 @@ def save_whole(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """What a safetensors file begins with: its length, and where each tensor is."""
+    """Header of a safetensors file: its length, and the location of each tensor."""
     entries, start = {}, 0
     for name, tensor in tensors.items():
         end = start + tensor.numel() * tensor.element_size()

@@ -1,8 +1,8 @@
-"""Weights as the folder describes them: each one loaded into its place, or an error that says which is not.
+"""Checks that every weight of a folder was loaded into its place; an error names those that were not.
 
-``from_pretrained`` gives random values to weights that the files lack and skips those that it cannot place. The result
-is another model at every load, so both are refused here, and so is everything else in a folder that changes what the
-model computes and that trimtab does not apply: quantised weights, code of its own, an adapter beside full weights.
+``from_pretrained`` gives random values to weights that the files lack, and skips weights that it cannot place. The
+model would then differ at every load, so both are refused here. Also refused is everything in a folder that changes
+the computation but that trimtab does not apply: quantised weights, custom code, an adapter next to full weights.
 """
 
 import json
@@ -36,7 +36,7 @@ WRAPPERS = {
 }
 """Prefixes of keys that a wrapper adds, and what the wrapper is."""
 _PARTS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", ".base_layer.")
-"""What wrappers of single layers put inside keys."""
+"""Parts that wrappers of single layers insert into keys."""
 
 PROCESSORS = (
     "repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias "
@@ -54,9 +54,9 @@ def load_weights(name: str, given: str) -> Any:
         given: the same as the user wrote it, for messages.
 
     Raises:
-        ModelError: a weight is missing, unexpected or of another shape, or the folder holds something that trimtab
+        ModelError: a weight is missing, unexpected or of another shape, or the folder contains something that trimtab
             does not apply.
-        Exception: what transformers raises where it finds no such model.
+        Exception: transformers' error if it finds no such model.
     """
     base = adapter_base(name)
     _check_config(base or name, given)
@@ -83,10 +83,10 @@ def load_weights(name: str, given: str) -> Any:
 
 
 def adapter_base(name: str) -> str | None:
-    """The model that an adapter folder was made for; None: the folder or hub id is no adapter.
+    """The model that an adapter folder was made for; None: the folder or hub id is not an adapter.
 
     Raises:
-        ModelError: the adapter lies beside full weights, or does not name its base.
+        ModelError: the folder also contains full weights, or the adapter does not name its base.
     """
     folder = Path(name)
     if not (folder / "adapter_config.json").is_file():
@@ -121,7 +121,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def base_of(folder: Path) -> str | None:
-    """The base that an adapter names, looked up from the current folder and from the adapter's; None: it names none."""
+    """The base that an adapter names, relative to the current folder or the adapter's; None: it names none."""
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -140,9 +140,9 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _check_copies(folder: Path, given: str) -> None:
-    """Refuse weights in one file and in several.
+    """Refuse a folder with weights both in one file and in several.
 
-    An index that lists that one file, or files that are not there, is no second copy. A pickle beside safetensors is
+    An index that lists only that file, or missing files, is not a second copy. A pickle beside safetensors is
     not read, as in transformers: repositories keep it for older versions.
     """
     try:
@@ -159,7 +159,7 @@ def _check_copies(folder: Path, given: str) -> None:
 
 
 def _check_config(name: str, given: str) -> None:
-    """Refuse code of the folder's own and quantised weights."""
+    """Refuse custom code and quantised weights."""
     settings, _ = PreTrainedConfig.get_config_dict(name)
     kind, own = str(settings.get("model_type")), settings.get("auto_map") or {}
     code = own.get("AutoModelForCausalLM")
@@ -186,11 +186,11 @@ def check_loaded(model: Any, info: dict[str, Any], given: str) -> None:
 
     Args:
         model: the loaded model.
-        info: what ``output_loading_info`` gave for it.
+        info: its loading report (``output_loading_info``).
         given: its name, for the message.
 
     Raises:
-        ModelError: with number, first key and likely cause.
+        ModelError: some did not; gives their number, the first key and the likely cause.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     mismatched = sorted(info["mismatched_keys"])
@@ -213,7 +213,7 @@ def check_loaded(model: Any, info: dict[str, Any], given: str) -> None:
 
 
 def _check_values(model: Any, folder: Path, given: str) -> None:
-    """Refuse weights that are no numbers, and whole numbers, which mean something only with a scale."""
+    """Refuse NaN and infinite weights, and integer weights, which need a scale."""
     parameters = dict(model.named_parameters())
     whole = []
     for file in sorted(folder.glob("*.safetensors")):
@@ -242,7 +242,7 @@ def _is_whole(dtype: str) -> bool:
 
 
 def _counts(weight: torch.Tensor) -> bool:
-    """Whether a matrix, from a file of whatever format, holds nothing but whole numbers, and several of them."""
+    """Whether a matrix, from a file of any format, contains only integers, and several different ones."""
     if weight.dim() < 2 or weight.flatten()[:1000].frac().any() or weight.frac().any():
         return False
     return weight.unique().numel() > 2
@@ -356,13 +356,13 @@ def _check_adapter_keys(stored: Collection[str], expected: Collection[str], give
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line: its first line, and the second where the first only announces it."""
+    """An error's message in one line: its first line, and the second if the first only introduces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:250]
 
 
 def _mention_generation(name: str, given: str) -> None:
-    """Log the settings of generation_config.json that no answer is drawn with."""
+    """Log the settings of generation_config.json that trimtab does not use in sampling."""
     try:
         settings = GenerationConfig.from_pretrained(name).to_diff_dict()
     except OSError:

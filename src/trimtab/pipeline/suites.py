@@ -125,11 +125,8 @@ def _likelihoods(role: Role, items: Sequence[SuiteItem]) -> dict[str, Outcome]:
         texts = item.options or (item.prompt,)
         try:
             for text in texts:
-                encoded = (
-                    encode_passage(chat, text)
-                    if item.kind == "text"
-                    else chat.answer(question_turns(item.prompt), text)
-                )
+                turns = question_turns(item.prompt)
+                encoded = encode_passage(chat, text) if item.kind == "text" else chat.answer(turns, text)
                 if encoded is None:
                     raise DataError("the passage has fewer than two tokens")
                 rows[item.id, text] = encoded

@@ -1,4 +1,4 @@
-"""Prompts to rollouts, and rollouts to rewards."""
+"""From prompts to rollouts, and from rollouts to rewards."""
 
 from trimtab.rollout.engines import make_sampler
 from trimtab.rollout.ensemble import EnsembleConfig, RewardModels

@@ -1,8 +1,8 @@
-"""The text of an answer while it is drawn: only what can be shown for good.
+"""The text of an answer while it is drawn; only final text is released.
 
-A token may end inside a character, and the end of the text may be the beginning of a stop string. Both are held until
-it is known what they are. The pieces of :meth:`AnswerText.push` and :meth:`AnswerText.end` together are the answer:
-whole characters, nothing of a stop string and nothing behind one.
+A token may end inside a character, and the end of the text may be the beginning of a stop string. Such text is held
+back until later tokens decide. The pieces from :meth:`AnswerText.push` and :meth:`AnswerText.end` together are the
+answer: whole characters, without a stop string and anything after it.
 """
 
 from collections import deque
@@ -24,17 +24,17 @@ class AnswerText:
 
     def __init__(self, chat: Chat, stop: Sequence[str] = ()) -> None:
         self._chat, self._stop = chat, tuple(stop)
-        self._tokens: list[int] = []  # those decoded last, for what they say depends on the ones before
+        self._tokens: list[int] = []  # those decoded last; their text depends on the ones before
         self._read = 0
         self._held = ""
         self._released = 0
         self._undecoded: list[Any] = []  # notes of tokens whose text is not known yet
-        self._notes: deque[tuple[int, Any]] = deque()  # those of the others, with the place where their text ends
+        self._notes: deque[tuple[int, Any]] = deque()  # notes of the other tokens, with the place where their text ends
         self.stopped = False
         """True: a stop string is in the text; nothing more will be shown."""
 
     def push(self, token: int, note: Any = None) -> tuple[str, list[Any]]:
-        """Add a token; returns the text that can be shown now, and the notes of the tokens that lie in it.
+        """Add a token; return the text that can be shown now, and the notes of its tokens.
 
         Args:
             token: the next token of the answer.
@@ -68,12 +68,12 @@ class AnswerText:
         self._undecoded.clear()
 
     def _beginning_of_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
+        """Length of the longest suffix of the held text that is the beginning of a stop string."""
         longest = min(len(self._held), max((len(stop) - 1 for stop in self._stop), default=0))
         return next((n for n in range(longest, 0, -1) if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
 
     def _release_to_stop(self, length: int) -> tuple[str, list[Any]]:
-        """Release as much of the held text, or what is in front of a stop string."""
+        """Release ``length`` characters of the held text, or the text before a stop string."""
         place = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
         self.stopped = place is not None
         return self._release(length if place is None else place)

@@ -1,4 +1,4 @@
-"""Answers that have begun, continued by the model: what labels of steps from rollouts need."""
+"""Continues answers that have begun; used to label steps from rollouts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ class ContinuingSampler(LocalSampler):
     Args:
         backbone: the model.
         config: temperature, lengths, slots.
-        begun: beginning of the answer to each prompt, by the prompt's id, with the separator of its last step.
+        begun: beginning of the answer to each prompt, by the prompt's id, including the separator after its last step.
     """
 
     def __init__(self, backbone: Backbone, config: SamplerConfig, begun: Mapping[str, str]) -> None:
@@ -47,17 +47,17 @@ def continuations(
     adapter: str | None = None,
     divide: Callable[[list[Prompt], Callable[[Sequence[Prompt]], list[Rollout]]], list[Rollout]] | None = None,
 ) -> list[list[Rollout]]:
-    """``tries`` ways in which the model ends each begun answer; a rollout's text is the whole answer.
+    """Complete each begun answer ``tries`` times; a rollout's text is the whole answer.
 
     Args:
         backbone: the model.
         config: how the rest is drawn.
-        starts: prompts, and the beginning of an answer to each.
-        tries: rests for each start.
-        seed: equal seeds give equal rests.
-        adapter: whose weights; None: the trunk.
-        divide: calls its second argument with prompts of its first, in several processes; returns the answers to all
-            prompts in order. None: this process draws them all.
+        starts: prompts, each with the beginning of an answer.
+        tries: number of completions of each start.
+        seed: equal seeds give equal completions.
+        adapter: which adapter to draw with; None: the trunk.
+        divide: (prompts, function) → calls the function with parts of the prompts in several processes and returns the
+            answers to all prompts in order. None: this process draws them all.
     """
     named = [p.model_copy(update={"id": f"{p.id}#{number}"}) for number, (p, _) in enumerate(starts)]
     begun = {prompt.id: text for prompt, (_, text) in zip(named, starts, strict=True)}

@@ -1,4 +1,4 @@
-"""From logits to tokens: one uniform number of a random stream per token, and the distribution it inverts."""
+"""From logits to tokens: each token inverts the cumulative distribution at one uniform random number."""
 
 import hashlib
 import random
@@ -19,8 +19,8 @@ def answer_stream(seed: int, prompt_id: str, index: int) -> random.Random:
 def invert(logits: Tensor, uniform: Tensor) -> Tensor:
     """The token at which the cumulative distribution passes ``uniform``: ``[B, V]``, ``[B]`` → ``[B]``.
 
-    In two steps, first among blocks of the vocabulary and then inside one, so that no cumulative sum runs
-    over the whole of it.
+    The search first selects a block of the vocabulary and then a token in it, so no cumulative sum runs over
+    the whole vocabulary.
     """
     rows, size = logits.shape
     shares = torch.exp(logits - logits.max(dim=-1, keepdim=True).values)
@@ -41,7 +41,7 @@ def invert(logits: Tensor, uniform: Tensor) -> Tensor:
 def nucleus(logits: Tensor, top_p: float | Tensor) -> Tensor:
     """Logits of the smallest set of most likely tokens with mass ≥ ``top_p``; −∞ for the others.
 
-    The most likely token is always in the set, also where ``top_p`` rounds to 0.
+    The most likely token is always in the set, even if ``top_p`` rounds to 0.
 
     Args:
         logits: ``[B, V]``.

@@ -1,11 +1,12 @@
-"""Answers to requests that come and go: one token for each running answer per step, each with its own settings.
+"""Answers concurrent requests: each step draws one token for every running answer, with the answer's own settings.
 
-The passes and the drawing are the sampler's (:mod:`trimtab.rollout.passes`, :mod:`trimtab.rollout.drawing`). What
-differs is the schedule. The sampler knows all prompts beforehand and reads many of them at once; here a long prompt
-must not stall the answers that are running, so a step reads at most :data:`PREFILL` tokens of prompts.
+The engine shares its passes and drawing with the sampler (:mod:`trimtab.rollout.passes`,
+:mod:`trimtab.rollout.drawing`) but has a different schedule. The sampler knows all prompts beforehand and reads many of
+them at once. Here a long prompt must not stall the running answers, so a step reads at most :data:`PREFILL` tokens of
+prompts.
 
-Every answer has a random stream of its own, and a prompt is always read in the same pieces. So an answer does not
-depend on what else runs, up to the last bits of floating point in the logits.
+Every answer has its own random stream, and a prompt is always read in the same pieces. So an answer does not depend on
+the other requests, up to the last bits of floating point in the logits.
 """
 
 import random
@@ -27,7 +28,7 @@ from trimtab.rollout.drawing import invert, nucleus
 from trimtab.rollout.passes import Passes
 
 PREFILL = 128
-"""Prompt tokens that one step reads at most."""
+"""Most prompt tokens that one step reads."""
 GREEDY = 1e-4
 """Below this temperature the most likely token is taken: logits divided by less can overflow."""
 
@@ -45,16 +46,16 @@ class AnswerSettings:
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings."""
     presence_penalty: float = 0.0
-    """Taken from the logit of every token that the answer has."""
+    """Subtracted from the logit of every token that the answer already contains."""
     frequency_penalty: float = 0.0
-    """Taken from the logit of a token for each time that the answer has it."""
+    """Subtracted from the logit of a token for each of its occurrences in the answer."""
     logprobs: int | None = None
-    """Log-probabilities of the drawn token and of so many most likely ones; None: none."""
+    """Return log-probabilities of the drawn token and of this many most likely tokens; None: return none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one place of an answer, in nats: of the model itself, before any of the settings."""
+    """Log-probabilities at one place of an answer, in nats, of the model itself, before any settings apply."""
 
     token: int
     """The drawn token."""
@@ -75,13 +76,13 @@ class Answer:
     prompt_tokens: list[int] = field(default_factory=list)
     """Set when it is added to an engine."""
     tokens: list[int] = field(default_factory=list)
-    """Drawn so far, end token included."""
+    """Tokens drawn so far, end token included."""
     prompt_states: Tensor | None = None
-    """``[P, H]``, what the recorded layer gives for the prompt; None: nothing is recorded."""
+    """``[P, H]``, output of the recorded layer for the prompt; None: nothing is recorded."""
     started: bool = False
     """True: it has, or had, a slot."""
     ended: bool = False
-    """True: it is drawn no further."""
+    """True: no more tokens are drawn."""
     _text: AnswerText | None = None
 
     @property
@@ -92,21 +93,20 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Drawn:
-    """What one step gave for one answer."""
+    """Result of one step for one answer."""
 
     answer: Answer
-    """Which one."""
+    """The answer."""
     token: int
     """The token that was drawn."""
     text: str
-    """Text that can be shown now; more or less than the token's own."""
+    """Text that can be shown now; it may be more or less than the token's text."""
     logprobs: tuple[TokenLogprobs, ...]
-    """Of the tokens whose text has been shown, where the answer's settings ask for them."""
+    """Log-probabilities of the tokens whose text is shown, if the answer's settings request them."""
     finish_reason: Literal["stop", "length"] | None
     """None: it continues."""
     state: Tensor | None
-    """``[H]``, the recorded state that the token was drawn from: that of the token before it; None: nothing is
-    recorded."""
+    """``[H]``, the recorded state of the token before it, from which the token was drawn; None: nothing is recorded."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -120,16 +120,16 @@ class _Group:
 
 
 class StepEngine:
-    """Draws answers step by step. Not for several threads: all calls come from one.
+    """Draws answers step by step. Not thread-safe: make all calls from one thread.
 
     The model's weights must not change while the engine is open.
 
     Args:
         backbone: the model.
-        adapter: whose weights; None: the trunk.
+        adapter: which adapter to draw with; None: the trunk.
         slots: answers that run at the same time.
         length: tokens of the longest sequence, prompt included.
-        recorded_layer: each answer comes with the hidden states after so many layers; 0: without.
+        recorded_layer: return the hidden states after this many layers; 0: return none.
 
     Raises:
         ModelError: the model cannot decode answers of different lengths together.
@@ -156,7 +156,7 @@ class StepEngine:
         self._running: list[Answer] = []
 
     def close(self) -> None:
-        """Put the model back as it was. Answers that run are lost."""
+        """Restore the model's previous state. Running answers are lost."""
         self._open.close()
 
     # Requests -----------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class StepEngine:
         """Queue answers to one prompt.
 
         Raises:
-            ConfigError: more answers than slots, or prompt and longest answer do not fit.
+            ConfigError: there are more answers than slots, or prompt and longest answer do not fit.
         """
         longest = max(answer.settings.max_new_tokens for answer in answers)
         if len(answers) > self.slots:
@@ -178,7 +178,7 @@ class StepEngine:
         self._waiting.append(_Group(answers=list(answers)))
 
     def cancel(self, answer: Answer) -> None:
-        """Draw an answer no further; its slot is free at the next step."""
+        """Stop drawing an answer; its slot is free at the next step."""
         answer.ended = True
         for groups in (self._waiting, self._reading):
             for group in groups:
@@ -192,24 +192,24 @@ class StepEngine:
 
     @property
     def running(self) -> int:
-        """Answers that have a slot."""
+        """Number of answers that have a slot."""
         return len(self._running) + sum(len(group.answers) for group in self._reading)
 
     @property
     def waiting(self) -> int:
-        """Answers without a slot."""
+        """Number of answers without a slot."""
         return sum(len(group.answers) for group in self._waiting)
 
     @property
     def cached(self) -> int:
-        """Tokens in the key-value cache."""
+        """Number of tokens in the key-value cache."""
         return sum(answer.length for answer in self._running) + sum(group.read for group in self._reading)
 
     # Steps --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self) -> list[Drawn]:
-        """Draw a token of each running answer, and read at most :data:`PREFILL` tokens of prompts."""
+        """Draw a token for each running answer, and read at most :data:`PREFILL` tokens of prompts."""
         drawn: list[Drawn] = []
         with self.backbone.autocast():
             if self._running:
@@ -226,7 +226,7 @@ class StepEngine:
         return list(self._draw(running, hidden, recorded))
 
     def _prefill(self) -> list[Drawn]:
-        """Read prompts in pieces that do not depend on what else runs; those read to the end get their first token."""
+        """Read prompts in pieces that do not depend on other requests; draw first tokens after finished prompts."""
         drawn: list[Drawn] = []
         budget = PREFILL
         while budget > 0:
@@ -299,7 +299,7 @@ class StepEngine:
 
 
 def draw(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
-    """One token per row by each answer's settings: ``[B, V]`` → ``[B]``. Uses one number of each random stream."""
+    """One token per row with each answer's settings, ``[B, V]`` → ``[B]``; takes one number of each random stream."""
     settings = [answer.settings for answer in answers]
     penalised = [row for row, s in enumerate(settings) if s.presence_penalty or s.frequency_penalty]
     if penalised:
@@ -325,7 +325,7 @@ def draw(logits: Tensor, answers: Sequence[Answer]) -> Tensor:
 
 
 def _logprobs(logits: Tensor, answers: Sequence[Answer], tokens: Sequence[int]) -> dict[int, TokenLogprobs]:
-    """Log-probabilities for the rows whose settings ask for them."""
+    """Log-probabilities for the rows whose settings request them."""
     given: dict[int, TokenLogprobs] = {}
     for row, answer in enumerate(answers):
         count = answer.settings.logprobs

@@ -1,4 +1,4 @@
-"""Which sampler ``sampler.engine`` names."""
+"""Creates the sampler that ``sampler.engine`` names."""
 
 from trimtab.models import Backbone
 from trimtab.rollout.protocol import Sampler, SamplerConfig
@@ -10,7 +10,7 @@ def make_sampler(backbone: Backbone, config: SamplerConfig) -> Sampler:
     """The sampler that ``config.engine`` names.
 
     Raises:
-        ConfigError: it is vLLM, which is not installed or too old.
-        ModelError: it is vLLM, which cannot run this model here.
+        ConfigError: ``engine`` is vLLM, and vLLM is not installed or too old.
+        ModelError: ``engine`` is vLLM, and vLLM cannot run this model here.
     """
     return VllmSampler(backbone, config) if config.engine == "vllm" else LocalSampler(backbone, config)

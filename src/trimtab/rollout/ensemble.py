@@ -1,7 +1,7 @@
-"""Several reward models as one scorer, and one that judges without being trained on.
+"""Several reward models as one scorer, and a held-out reward model that only judges.
 
-Every model's scores are normalised over the same answers before they are combined, so that a spread of 1 means one
-standard deviation of those answers' rewards. The combined score is normalised once more, because the lowest of several
+Every model's scores are normalised over the same answers before they are combined, so a spread of 1 is one standard
+deviation of those answers' rewards. The combined score is normalised once more, because the lowest of several
 scores is below 0 on average.
 """
 
@@ -58,10 +58,10 @@ class RewardModels:
     """The reward models of a run.
 
     Args:
-        members: normalised scores of each model that is trained on, by name.
-        heldout: of the model that only judges; None: there is none.
+        members: by name, a function for the normalised scores of each model that the policy is trained on.
+        heldout: the same for the held-out reward model; None: there is none.
         config: how members are combined; None: there is one member.
-        mean: of the combined score over the answers that members are normalised over.
+        mean: mean of the combined score over the answers that members are normalised over.
         std: its standard deviation there.
     """
 
@@ -78,14 +78,14 @@ class RewardModels:
         self._scored: tuple[Sequence[Rollout], Tensor] | None = None
 
     def reward(self, rollouts: Sequence[Rollout]) -> list[float]:
-        """The score that is trained on."""
+        """The score that the policy is trained on."""
         scores = self._scores(rollouts)
         if self.config is None or not rollouts:
             return scores[0].tolist()
         return ((self.config.combine(scores) - self.mean) / self.std).tolist()
 
     def watched(self, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-        """Numbers to log and not to train on: ``heldout`` and ``spread``, where the run has them.
+        """Numbers that are logged and not trained on: ``heldout`` and ``spread``, if the run has them.
 
         ``spread`` is the standard deviation over all models of the run, the held-out one included.
         """
@@ -99,7 +99,7 @@ class RewardModels:
         return watched
 
     def _scores(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """Each member's scores, ``[M, B]``; those of the last call's answers are not computed again."""
+        """Each member's scores, ``[M, B]``; the last call's answers are cached."""
         if self._scored is None or self._scored[0] is not rollouts:
             rows = [list(member(rollouts)) for member in self.members.values()]
             self._scored = rollouts, torch.tensor(rows, dtype=torch.float32)

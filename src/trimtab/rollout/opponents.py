@@ -1,8 +1,8 @@
 """Answers of an opponent of the policy: the reference, or the geometric mixture of both at each token.
 
-The mixture reads every token with both models, each with a cache of its own, and without merged adapters or packed
-weights. So an answer costs somewhat more than two of the policy's; a model whose cache has no slots reads the whole row
-again for every token.
+The mixture reads every token with both models, each with its own cache, without merged adapters or packed weights. So
+an answer costs somewhat more than two answers of the policy. A model whose cache has no slots reads the whole row again
+for every token.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """Log-probabilities of a few possible answers to many prompts that begin alike.
 
-What all prompts begin with runs once and its keys and values are kept; so does what many of them begin with
-beyond that (all questions under one principle). The rest is arranged as trees: a token that several prompts
-have in common after the same tokens stands in a row once, at its depth, and attends to its ancestors only. So
-two orders of the same two answers share the request. Rows of like length run together. The numbers are those
-of separate forward passes up to the order in which sums are added.
+The common start of all prompts runs once and its keys and values are kept. So does a longer start that many
+prompts share, such as all questions under one principle. The rest is arranged as trees: a token that several
+prompts share after the same preceding tokens is in a row once, at its depth, and attends only to its ancestors.
+For example, two orders of the same two answers share the request. Rows of similar length run together. The
+results equal those of separate forward passes up to the order in which sums are added.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ GROUP = 16
 
 @dataclass
 class _Tree:
-    """A row: tokens at their depth, each with its parent's place (−1: the common start)."""
+    """A row of tokens, each with its depth and its parent's place (−1: the common start)."""
 
     tokens: list[int] = field(default_factory=list)
     depth: list[int] = field(default_factory=list)
@@ -36,11 +36,11 @@ class _Tree:
     last: list[int] = field(default_factory=list)
 
     def common(self, sequence: Sequence[int]) -> int:
-        """How many tokens a sequence shares with the one added last."""
+        """Number of first tokens that a sequence shares with the one added last."""
         return _common(self.last, sequence)
 
     def add(self, sequence: list[int]) -> list[int]:
-        """Add a sequence (they come sorted); returns the places of its tokens."""
+        """Add a sequence and return the places of its tokens. Sequences must come sorted."""
         shared = self.common(sequence)
         path = self.path[:shared]
         for depth in range(shared, len(sequence)):
@@ -52,11 +52,11 @@ class _Tree:
         return path
 
     def mask(self) -> Tensor:
-        """``[T, T]`` bool, True where a token may look: itself and its ancestors."""
+        """``[T, T]`` bool, True: may attend to, which is the token itself and its ancestors."""
         size = len(self.tokens)
         seen = torch.zeros(size, size, dtype=torch.bool)
         start = 0
-        while start < size:  # runs without a branch are filled at once
+        while start < size:  # stretches without a branch are filled at once
             stop = start + 1
             while stop < size and self.parent[stop] == stop - 1:
                 stop += 1
@@ -83,12 +83,12 @@ def option_logprobs(
         backbone: the model.
         prompts: token ids of each prompt, at least one token each.
         options: for each prompt, token ids of each option, at least one token each.
-        adapter: whose weights; None: the trunk.
+        adapter: which adapter to compute with; None: the trunk.
         micro_batch_tokens: padded tokens of a forward pass.
-        report: called after each forward pass with the prompts that are done, by their place.
+        report: called after each forward pass with the places of the prompts that are done.
 
     Returns:
-        for each prompt the numbers of its options, in their order.
+        for each prompt, the log-probabilities of its options, in order.
     """
     result = [[0.0] * len(given) for given in options]
     if not prompts:
@@ -103,7 +103,7 @@ def option_logprobs(
         return _row_by_row(backbone, prompts, options, adapter, report)
     left = [len(given) for given in options]
     backbone.activate(adapter)
-    with backbone.autocast():  # not packed as for sampling: that layout is for few rows, here are hundreds
+    with backbone.autocast():  # not packed as for sampling: that layout is for few rows, and here there are hundreds
         for shared, prefix, members in _groups(backbone, sequences, 0, DynamicCache(), len(prompts)):
             for trees in _batches(_trees(members, shared, 6 * backbone.width), micro_batch_tokens):
                 for index, place, value in _run(backbone, trees, prefix, shared):
@@ -157,7 +157,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _groups(
     backbone: Backbone, sequences: Sequence[_Sequence], depth: int, prefix: DynamicCache, prompts: int
 ) -> Iterator[tuple[int, DynamicCache, Sequence[_Sequence]]]:
-    """Sorted sequences by the longest start that enough of them share: its length, keys and values, and whose it is."""
+    """Sorted sequences grouped by the longest start that enough of them share, with its length, keys and values."""
     room = min(len(s.tokens) - len(s.option) for s in sequences)
     shared = min(room, _common(sequences[0].tokens, sequences[-1].tokens))
     if prompts > 1 and shared - depth >= SHORTEST_PREFIX:
@@ -183,10 +183,10 @@ def _groups(
 
 
 def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row]:
-    """Sorted sequences as trees. One joins the tree before it if the tokens saved are more than the attention added.
+    """Sorted sequences as trees. A sequence joins the previous tree if that saves more tokens than attention costs.
 
-    A token costs as much as ``scale`` (about six times the model's width) keys that it looks at; a sequence of n tokens
-    in a row of w adds n · w key lookups each way.
+    A token costs as much as attending to ``scale`` keys (about six times the model's width); a sequence of n tokens in
+    a row of w adds n · w key lookups each way.
     """
     rows: list[_Row] = []
     for sequence in sequences:
@@ -204,7 +204,7 @@ def _trees(sequences: Sequence[_Sequence], shared: int, scale: int) -> list[_Row
 
 
 def _batches(rows: Sequence[_Row], micro_batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows of like length (at most a quarter is padding) within a budget of padded tokens, the longest first."""
+    """Batches of rows of similar length (at most a quarter is padding) within a token budget, the longest first."""
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda r: -len(r[0].tokens)):
         longest = len(batch[0][0].tokens) if batch else 0
@@ -216,14 +216,14 @@ def _batches(rows: Sequence[_Row], micro_batch_tokens: int) -> Iterator[list[_Ro
 
 
 def _run(backbone: Backbone, trees: Sequence[_Row], prefix: DynamicCache, shared: int) -> list[tuple[int, int, float]]:
-    """One forward pass over some trees: place of the prompt, of the option, and its log-probability."""
+    """One forward pass over some trees; returns (prompt's place, option's place, log-probability) entries."""
     device = backbone.device
     width = max(len(tree.tokens) for tree, _ in trees)
     tokens = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
     mask = torch.zeros(len(trees), 1, width, shared + width, dtype=torch.bool)
     mask[..., :shared] = True
-    mask[:, 0, range(width), range(shared, shared + width)] = True  # padding looks at itself, so nothing is NaN
+    mask[:, 0, range(width), range(shared, shared + width)] = True  # padding attends to itself, so nothing is NaN
     for row, (tree, _) in enumerate(trees):
         size = len(tree.tokens)
         tokens[row, :size] = torch.tensor(tree.tokens)

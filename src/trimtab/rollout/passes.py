@@ -1,4 +1,4 @@
-"""Passes of a model over a cache with slots: what the sampler of the trainers and the server's engine both run."""
+"""Passes of a model over a cache with slots, used by the trainers' sampler and the server's engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ class Passes:
     """A backbone, its slots, and the layer whose output is recorded.
 
     Args:
-        backbone: the model, with the weights it is to compute with.
+        backbone: the model, with the weights to compute with.
         slots: answers that can be decoded at the same time.
         length: tokens of the longest sequence, prompt included.
         decoder: a faster decoding step; None: the model's own.
-        recorded_layer: states after so many layers are returned by each pass; 0: none are.
+        recorded_layer: each pass returns the states after this many layers; 0: none.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Passes:
         return output.last_hidden_state, outputs[0] if outputs else None
 
     def read(self, tokens: list[int], where: list[int]) -> tuple[Tensor, Tensor | None]:
-        """Read one token in each of the first slots; returns final and recorded states, ``[B, H]`` each.
+        """Read one token in each of the first slots; return final and recorded states, ``[B, H]`` each.
 
         Args:
             tokens: one for each running answer, in the order of slots.

@@ -1,8 +1,8 @@
-"""Jobs for worker processes that may die, come back and join: each job is done once, by whichever worker is there.
+"""A pool of worker processes that may die, return or join late; each job is done once, by any available worker.
 
-A worker has one call at a time. When it is lost, its job goes to another worker, and the worker is greeted until it
-answers again; then it takes part from the next job on. What a worker is and how it is called is not known here:
-:mod:`trimtab.rollout.ray` calls actors of Ray, a test calls threads.
+A worker has one call at a time. When a worker is lost, its job goes to another one, and the pool greets the lost worker
+until it answers; then it gets jobs again. The pool does not know how workers are called: :mod:`trimtab.rollout.ray`
+calls Ray actors, a test calls threads.
 """
 
 import threading
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from trimtab.errors import RankError
 
 ATTEMPTS = 5
-"""Workers that one job may cost; after that the job itself is what ends them."""
+"""Workers that may be lost on one job; after that the job is assumed to be the cause."""
 
 PAUSE = 0.5
 """Seconds before a lost worker is greeted again."""
@@ -25,31 +25,31 @@ PAUSE = 0.5
 CONTINUE = "what is finished is saved; run the same command to continue from the last checkpoint"
 
 Facts = Mapping[str, str]
-"""What must be equal where answers are drawn and where they are trained on: versions of packages, the model."""
+"""Facts that must be equal on workers and learner, such as package versions and the model."""
 
 
 class WorkerLostError(Exception):
-    """A worker's process or machine is gone; it may come back."""
+    """A worker's process or machine is gone; it may return."""
 
 
 class Worker(Protocol):
-    """A process that is called from here."""
+    """A process that the pool can call."""
 
     name: str
     """For messages."""
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Call a method there; the future has its result, its error, or a :class:`WorkerLostError`."""
+        """Call a method of the worker; the future has its result, its error, or a :class:`WorkerLostError`."""
         ...
 
 
 class Host:
-    """The far end of a :class:`Worker`: builds what does the work when it is first called, and tells what it is.
+    """The remote side of a :class:`Worker`: builds the target object on first use, and reports its facts.
 
     Args:
-        build: makes the object whose methods are called.
-        facts: compared with the learner's.
-        where: of the process, for messages.
+        build: creates the object whose methods are called.
+        facts: facts of this process, compared with the learner's.
+        where: location of the process, for messages.
     """
 
     def __init__(self, build: Callable[[], Any], facts: Callable[[], Facts], where: Callable[[], str]) -> None:
@@ -57,14 +57,14 @@ class Host:
         self._target: Any = None
 
     def greet(self) -> tuple[str, Facts]:
-        """Where this is, and its facts; returns once it can work."""
+        """Location and facts of this process; returns once it is ready to work."""
         facts = self._facts()  # before a large model is loaded
         if self._target is None:
             self._target = self._build()
         return self._where(), facts
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the method returns."""
+        """Call a method of the target object and return its result."""
         if self._target is None:  # restarted, and not greeted yet
             self._target = self._build()
         return getattr(self._target, method)(*arguments)
@@ -76,7 +76,7 @@ class _Call:
 
     worker: int
     job: int | None
-    """None: a greeting."""
+    """Number of the job; None: a greeting."""
     phase: str
 
 
@@ -84,11 +84,11 @@ class Pool:
     """Workers of one kind.
 
     Args:
-        workers: the first ``needed`` of them must be there at the start; the others may come later.
-        facts: the learner's.
-        needed: number of workers that are waited for.
-        deadline: seconds without any finished job, or at the start without a greeting, that are too many.
-        say: told when a worker is lost and when one joins.
+        workers: the first ``needed`` workers must be ready at the start; the others may join later.
+        facts: the learner's facts.
+        needed: number of workers to wait for at the start.
+        deadline: most seconds without a finished job, or at the start without a greeting.
+        say: receives a message when a worker is lost or joins.
     """
 
     def __init__(
@@ -106,18 +106,18 @@ class Pool:
         self._calls: dict[Future[Any], _Call] = {}
         self._idle: deque[int] = deque()
         self._lost: dict[int, float] = {}
-        """When each lost worker is greeted again."""
+        """Time at which each lost worker is greeted again."""
         self._lock = threading.Lock()
         self.losses = 0
-        """How often a worker was lost."""
+        """Number of times a worker was lost."""
         for number in range(len(self._workers)):
             self._greet(number, "start")
 
     def start(self) -> None:
-        """Wait until the needed workers are there.
+        """Wait until the needed workers are ready.
 
         Raises:
-            RankError: one is not there in time, or is not the learner's like.
+            RankError: one is not ready in time, or its facts differ from the learner's.
         """
         with self._lock:
             heard = time.monotonic()
@@ -129,12 +129,12 @@ class Pool:
 
         Args:
             phase: for messages.
-            method: of the workers.
-            jobs: its arguments. Done again after a loss, a job must give the same.
+            method: name of the workers' method.
+            jobs: arguments of each call. A job that is repeated after a loss must give the same result.
 
         Raises:
-            RankError: no job was finished within the deadline, a job cost too many workers, or a worker failed.
-            TrimtabError: a worker raised it.
+            RankError: no job was finished within the deadline, a job lost too many workers, or a worker failed.
+            TrimtabError: a worker raised one.
         """
         with self._lock:
             results: dict[int, Any] = {}
@@ -163,7 +163,7 @@ class Pool:
     # Calls --------------------------------------------------------------------------------
 
     def _turn(self, phase: str, heard: float, results: dict[int, Any]) -> list[int]:
-        """Wait for some calls and take what they brought; returns jobs that must be done again."""
+        """Wait for some calls and collect their results; return the jobs that must be repeated."""
         now = time.monotonic()
         if now - heard > self._deadline:
             raise self._late(phase)
@@ -201,7 +201,7 @@ class Pool:
         self._send(number, None, phase, "greet")
 
     def _lose(self, call: _Call, error: WorkerLostError) -> None:
-        """Greet a lost worker after a pause."""
+        """Schedule a greeting of a lost worker after a pause."""
         self._lost[call.worker] = time.monotonic() + PAUSE
         if self._where[call.worker]:
             self.losses += 1
@@ -209,7 +209,7 @@ class Pool:
             self._say(f"{self._name(call.worker)} on {where} was lost during {call.phase} ({error}); others continue")
 
     def _welcome(self, call: _Call, where: str, facts: Facts) -> None:
-        """Take a worker in, unless it differs from the learner."""
+        """Add a worker, unless its facts differ from the learner's."""
         name = self._name(call.worker)
         for key, value in self._facts.items():
             if facts.get(key) != value:
@@ -222,7 +222,7 @@ class Pool:
             self._say(f"{name} on {where} joins")
 
     def _forget_jobs(self) -> None:
-        """What is still computed for a job of this map is not used."""
+        """Ignore results that are still being computed for this map."""
         for call in self._calls.values():
             call.job = call.job if call.job is None else -1
 
@@ -244,13 +244,13 @@ class Pool:
 
 
 def finished(compute: Callable[[], Any], name: str = "background") -> Callable[[], Any]:
-    """Begin to compute in a thread; the returned function waits for the result, or raises the error."""
+    """Start computing in a thread; the returned function waits for the result, or raises the error."""
     future: Future[Any] = Future()
 
     def work() -> None:
         try:
             future.set_result(compute())
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised where the result is requested
             with suppress(Exception):
                 future.set_exception(error)
 

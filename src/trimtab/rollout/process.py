@@ -1,4 +1,4 @@
-"""A process reward model as a scorer: rollouts in, P(right) at the end of every step out."""
+"""A process reward model as a scorer: from rollouts to P(right) at the end of every step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +43,7 @@ class ProcessScorer:
 
     @torch.no_grad()
     def steps(self, rollouts: Sequence[Rollout]) -> list[list[tuple[int, float]]]:
-        """For each answer the place of each step's last token, and the step's logit."""
+        """For each answer, the place of each step's last token and the step's logit."""
         if not rollouts:
             return []
         decode = self.role.backbone.chat.decode
@@ -58,7 +58,7 @@ class ProcessScorer:
         return values
 
     def reward(self, source: ProcessReward) -> RewardFunction:
-        """The reward that a recipe's section asks for: (place, P(right) − 1) pairs, or one number per answer."""
+        """The reward as the recipe configures it: (place, P(right) − 1) pairs, or one number per answer."""
 
         def by_step(rollouts: Sequence[Rollout]) -> list[list[tuple[int, float]]]:
             scored = self.steps(rollouts)

@@ -1,4 +1,4 @@
-"""What a sampler is: its settings, its one method, and what every implementation does the same way."""
+"""The sampler protocol, and functions that all implementations share."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -54,14 +54,14 @@ class Sampler(Protocol):
 
         Args:
             prompts: what to answer.
-            adapter: whose weights; None: the trunk.
+            adapter: which adapter to draw with; None: the trunk.
             seed: equal seeds give equal answers.
             group: answers per prompt.
             weight_version: stored in each rollout.
-            states: receives what frozen layers give for each answer. A sampler that does not see them adds nothing;
-                they are computed where they are first used.
+            states: receives the frozen layers' states of each answer. A sampler without access to them adds nothing;
+                they are then computed at first use.
             value_head: a critic's head on the policy's hidden states; its value before each token goes into
-                :attr:`~trimtab.records.Rollout.values`. A sampler that does not see the states leaves them empty.
+                :attr:`~trimtab.records.Rollout.values`. A sampler without access to the states leaves them empty.
             progress: called with (finished answers, all answers).
 
         Returns:
@@ -77,22 +77,22 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class BackgroundSampler(Sampler, Protocol):
-    """A sampler that draws elsewhere, so that this process can do something else meanwhile."""
+    """A sampler that draws in other processes, so this process can do other work meanwhile."""
 
     def start(
         self, prompts: Sequence[Prompt], *, adapter: str | None, seed: int, group: int = 1, weight_version: int = 0
     ) -> Callable[[], list[Rollout]]:
-        """Begin to draw with the weights as they are now; the returned function waits for the answers.
+        """Start drawing with the current weights; the returned function waits for the answers.
 
-        Args and errors are those of :meth:`Sampler.generate`.
+        Arguments and errors are those of :meth:`Sampler.generate`.
         """
         ...
 
 
 def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Places of each distinct prompt, in the order of first places.
+    """Places of each distinct prompt, in the order of their first occurrence.
 
-    A prompt that is given twice must be drawn by one process, where its further answers get further indices.
+    One process must draw a prompt that occurs twice, so that its answers get successive indices.
     """
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -101,7 +101,7 @@ def by_prompt(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def group_indices(prompts: Sequence[Prompt], group: int) -> Iterator[range]:
-    """For each prompt the indices of its ``group`` answers; a prompt given twice gets different answers."""
+    """For each prompt, the indices of its ``group`` answers; a prompt that occurs twice gets different indices."""
     drawn: Counter[str] = Counter()
     for prompt in prompts:
         yield range(drawn[prompt.id], drawn[prompt.id] + group)

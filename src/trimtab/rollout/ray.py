@@ -1,8 +1,8 @@
 """Workers of a :class:`~trimtab.rollout.Pool` as actors of Ray.
 
-All actors are in one placement group and end with this process: none is detached. A killed actor is restarted by Ray;
-the pool greets it and sends its job again, so Ray itself retries no call. Samplers beyond those that are needed are no
-part of the group: they start when the cluster has room for them.
+All needed actors are in one placement group and end with this process: none is detached. Ray restarts a killed actor.
+The pool greets it and sends its job again, so Ray itself retries no call. Additional samplers are not part of the
+group; they start when the cluster has room for them.
 
 Written against Ray 2.60; needs 2.50.
 """
@@ -27,10 +27,10 @@ from trimtab.errors import ConfigError, RankError, TrimtabError, install_hint
 from trimtab.rollout.pool import Facts, Host, WorkerLostError
 
 OLDEST = (2, 50)
-"""First version of Ray that was meant to work."""
+"""Oldest supported version of Ray."""
 
 KNOCK = 10.0
-"""Seconds in which the head of a cluster must answer."""
+"""Seconds within which the head of a cluster must answer."""
 
 
 class RayConfig(Config):
@@ -54,7 +54,7 @@ class RayConfig(Config):
 
     @property
     def workers(self) -> int:
-        """Processes that are needed."""
+        """Number of processes that are needed."""
         return self.samplers + self.scorers
 
     @property
@@ -64,7 +64,7 @@ class RayConfig(Config):
 
 
 def load_ray() -> Any:
-    """The package.
+    """Import Ray.
 
     Raises:
         ConfigError: it is not installed, or too old.
@@ -72,7 +72,7 @@ def load_ray() -> Any:
     if "ray" not in sys.modules:  # it reads these once
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers on a machine that is busy
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, starves workers on a busy machine
     try:
         ray: Any = import_module("ray")  # not `import ray`: a type checker takes that for this file
     except ImportError:
@@ -87,10 +87,10 @@ def load_ray() -> Any:
 
 
 def check_ray(config: RayConfig) -> None:
-    """Refuse what cannot work before anything is trained.
+    """Refuse settings that cannot work, before anything is trained.
 
     Raises:
-        ConfigError: Ray is not installed, or this machine alone has not enough cores.
+        ConfigError: Ray is not installed, or a cluster of this machine alone lacks cores.
         RankError: the head of the cluster does not answer.
     """
     if load_ray().is_initialized():  # by the program that calls trimtab
@@ -164,7 +164,7 @@ class Cluster:
     def extra(
         self, name: str, count: int, number: int, build: Callable[[], Any], facts: Callable[[], Facts]
     ) -> list["RayWorker"]:
-        """Actors that start when there is room for them; numbered from ``number`` on."""
+        """Additional actors, which start when there is room for them; numbered from ``number`` on."""
         return [self._actor(f"{name} {number + i}", build, facts) for i in range(count)]
 
     def put(self, value: Any) -> Any:
@@ -187,7 +187,7 @@ class Cluster:
         return RayWorker(name, actor, self.ray.exceptions)
 
     def close(self) -> None:
-        """End all actors and give their room back."""
+        """End all actors and release their resources."""
         for actor in self._actors:
             with suppress(Exception):
                 self.ray.kill(actor, no_restart=True)

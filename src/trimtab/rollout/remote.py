@@ -1,7 +1,7 @@
-"""A sampler and a scorer that let other processes do the work, and what these processes run.
+"""A sampler and a scorer that delegate to other processes, and the objects that run in those processes.
 
-Work is cut into chunks of a fixed number of prompts. A chunk is computed alike by every worker, so results do not
-depend on how many workers there are, on which one has a chunk, or on whether one was lost.
+Work is divided into chunks of a fixed number of prompts. Every worker computes a chunk the same way, so results do not
+depend on the number of workers, on which worker has a chunk, or on lost workers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class RemoteSampler:
     Args:
         pool: processes with a :class:`SamplerWorker`.
         role: the policy. Its trained weights are sent once for each weight version.
-        put: makes an object available to all workers; what it returns is passed to them in its place.
+        put: makes an object available to all workers; they are passed its return value instead of the object.
         chunk: prompts that a sampler gets at a time.
     """
 
@@ -112,7 +112,7 @@ class RemoteScorer:
 
 
 class SamplerWorker:
-    """What a sampler's process runs: a sampler, and the policy's weights.
+    """Runs in a sampler's process: a sampler and the policy's weights.
 
     Args:
         role: the policy; its weights are replaced by those that come with a call.
@@ -129,14 +129,14 @@ class SamplerWorker:
         """Version of the weights, and ``group`` answers to each prompt.
 
         Args:
-            weights: arrays of the policy's trained weights; loaded if they are of another version than the last ones.
-            version: of these weights.
+            weights: arrays of the policy's trained weights; loaded if their version differs from the last one.
+            version: version of these weights.
             prompts: what to answer.
-            seed: of the step.
+            seed: seed of the step.
             group: answers per prompt.
         """
         if version != self.version:
-            self.version = None  # half loaded, they would be neither
+            self.version = None  # if loading fails halfway, the weights are of neither version
             self.role.load_state({name: torch.tensor(array) for name, array in weights.items()})
             self.version = version
         with self.role.computing():
@@ -147,7 +147,7 @@ class SamplerWorker:
 
 
 class ScorerWorker:
-    """What a scorer's process runs."""
+    """Runs in a scorer's process."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer

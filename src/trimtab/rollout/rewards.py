@@ -19,10 +19,10 @@ from trimtab.errors import NonFiniteError, ScoringError
 from trimtab.records import Rollout
 
 RewardFunction = Callable[[Sequence[Rollout]], Any]
-"""Rollouts in, one number per rollout out; may be ``async``."""
+"""Rollouts → one number per rollout; may be ``async``."""
 
 RETRIES = http.Retries(attempts=3)
-"""Attempts of a request to an endpoint before its failure stops the run."""
+"""How often a request to an endpoint is attempted before its failure stops the run."""
 
 
 class RewardComponent(Config):
@@ -121,7 +121,7 @@ RewardSource = Annotated[ModelReward | FunctionReward | HttpReward | ProcessRewa
 
 
 def split_steps(text: str, separator: str) -> list[str]:
-    r"""The steps of an answer: what lies between separators and is not blank; all blank, it is one step.
+    r"""The steps of an answer: its non-blank pieces between separators. A blank answer is one step.
 
     >>> split_steps("2 + 2 = 4\n\nso 4", "\n")
     ['2 + 2 = 4', 'so 4']
@@ -135,7 +135,7 @@ class NamedRewards:
     Args:
         sources: settings by name.
         functions: the raw function of each name.
-        decode: tokens of an answer to its text; needed where a component has ``steps``.
+        decode: tokens of an answer → its text; needed if a component has ``steps``.
         weights: weight of each component in the total, see :func:`trimtab.records.weights.reward_weights`; None: as
             in its settings.
     """
@@ -153,7 +153,7 @@ class NamedRewards:
         """Weight of each component in the total."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
-        """Score rollouts: a number per answer, or (place, number) pairs where the component is earned by steps.
+        """Score rollouts: a number per answer, or (place, number) pairs if the component has step rewards.
 
         Raises:
             ScoringError: a component raised, took too long, or returned the wrong number of numbers.
@@ -228,7 +228,7 @@ def step_ends(rollout: Rollout, separator: str, decode: Callable[[Sequence[int]]
 def ends_of(
     tokens: Sequence[int], text: str, steps: Sequence[str], decode: Callable[[Sequence[int]], str]
 ) -> list[int]:
-    """Place in ``tokens`` of the last token of each step; the steps stand in ``text`` one after the other."""
+    """Place in ``tokens`` of the last token of each step; the steps are in ``text`` in order."""
     ends, count, after = [], 0, 0
     for step in steps:
         after = text.index(step, after) + len(step)
@@ -283,7 +283,7 @@ async def _wait(awaitable: Any) -> Any:
 
 
 def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
-    """What a reward function returned, as one finite float per rollout.
+    """A reward function's return value as one finite float per rollout.
 
     Raises:
         ScoringError: not numbers, or not as many as rollouts.
@@ -294,7 +294,7 @@ def numbers(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def one_per_answer(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[Any]:
-    """What a reward function returned, as a list with an entry for each rollout.
+    """A reward function's return value as a list with one entry per rollout.
 
     Raises:
         ScoringError: text, a mapping or a set, which have no order of answers; one value; or another number of values.
@@ -314,7 +314,7 @@ def one_per_answer(name: str, values: Any, rollouts: Sequence[Rollout]) -> list[
 
 
 def _listed(name: str, values: Any) -> list[Any] | None:
-    """The values in order; None: text, a mapping, a set or a single value."""
+    """The values in order; None if ``values`` is text, a mapping, a set or a single value."""
     if isinstance(values, str | bytes | Mapping | Set):
         return None
     try:
@@ -331,19 +331,19 @@ def finite_reward(name: str, value: Any, sample: str) -> float:
     """A reward as a finite float.
 
     Args:
-        name: of the reward.
-        value: what its function returned for this answer.
+        name: name of the reward.
+        value: the function's return value for this answer.
         sample: name of the answer, for messages.
 
     Raises:
-        ScoringError: it is no number; text that could be read as one is none.
+        ScoringError: it is not a number; text is never accepted as one.
         NonFiniteError: it is NaN, infinite or too large to compute with.
     """
     try:
         if isinstance(value, str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
             raise TypeError  # NumPy's text has __float__
         reward = float(value)
-    except OverflowError:  # a whole number above every float
+    except OverflowError:  # an integer larger than any float
         reward = math.inf
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several numbers
         raise ScoringError(
@@ -359,7 +359,7 @@ def finite_reward(name: str, value: Any, sample: str) -> float:
 
 
 def http_reward(source: HttpReward) -> RewardFunction:
-    """A function that posts a batch to an endpoint."""
+    """A reward function that posts a batch to an endpoint."""
 
     def post(rollouts: Sequence[Rollout]) -> list[float]:
         body = {

@@ -1,13 +1,13 @@
-"""Prompts to rollouts with the model at hand: continuous batching over preallocated slots.
+"""From prompts to rollouts with a local model: continuous batching over preallocated slots.
 
 A start that all prompts share, such as a system message, is computed once. Each distinct prompt is
-prefilled once and its cache copied to every answer of its group. A finished answer frees its slot
-at once; the next waiting answer takes it. Each token comes with its log-probability under exactly
-the distribution it was drawn from.
+prefilled once and its cache is copied to every answer of its group. A finished answer frees its slot
+at once for the next waiting answer. Each token comes with its log-probability under exactly the
+distribution it was drawn from.
 
-Each answer draws from a random stream of its own, made from (seed, prompt id, index in the
-group), one uniform number per token. So an answer does not depend on what else is in the batch,
-up to the last bits of floating point in the logits.
+Each answer has its own random stream, seeded with (seed, prompt id, index in the group), and takes
+one uniform number per token. So an answer does not depend on the rest of the batch, up to the last
+bits of floating point in the logits.
 """
 
 import random
@@ -57,9 +57,9 @@ class _Running:
     logprobs: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     prompt_states: Tensor | None = None
-    """``[P, H]``, what the frozen layers give for the prompt; None: not recorded."""
+    """``[P, H]``, the frozen layers' states of the prompt; None: not recorded."""
     states: list[Tensor] = field(default_factory=list)
-    """The same for each token of the answer that was read, ``[H]`` each."""
+    """The frozen layers' states of each answer token read so far, ``[H]`` each."""
     ended: bool = False
     """True: its last token is drawn; if states are recorded, this token is still to be read."""
 
@@ -70,10 +70,10 @@ class _Running:
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """What one call of :meth:`LocalSampler.generate` works with."""
+    """State of one call of :meth:`LocalSampler.generate`."""
 
     passes: Passes
-    """The model and its slots; what it records is the output of the highest frozen layer."""
+    """The model and its slots; it records the output of the highest frozen layer."""
     value_head: ValueHead | None
 
 
@@ -150,10 +150,10 @@ class LocalSampler:
         return encode_prompt(self.backbone.chat, prompt, self.config)
 
     def _draw_in_slots(self, waiting: deque[list[_Running]], slots: int, call: _Call) -> Iterator[list[_Running]]:
-        """Draw many answers at once, in slots that are filled again as answers end; yields each as it ends.
+        """Draw many answers at once, in slots that are refilled as answers end; yields answers as they end.
 
-        Prompts are read where a quarter of the slots, or one prompt's answers, are free; otherwise every running answer
-        gets one more token.
+        Prompts are read when a quarter of the slots, or enough for one prompt's answers, are free. Otherwise every
+        running answer gets one more token.
         """
         group = max((len(members) for members in waiting), default=0)
         running: list[_Running] = []
@@ -173,7 +173,7 @@ class LocalSampler:
                 yield [answer]
 
     def _draw_by_prompt(self, waiting: deque[list[_Running]], _: int, call: _Call) -> Iterator[list[_Running]]:
-        """Draw all answers to one prompt after the other, for models whose cache has no slots; yields each prompt's."""
+        """Draw answers prompt by prompt, for models whose cache has no slots; yields each prompt's answers."""
         while waiting:
             members = waiting.popleft()
             self._draw_group(members, call)
@@ -182,8 +182,8 @@ class LocalSampler:
     def _draw_group(self, members: list[_Running], call: _Call) -> None:
         """Draw all answers to one prompt.
 
-        Rows stay of equal length (a finished answer is continued with padding), so the model's own cache serves; where
-        that does not give the numbers of plain rows either, every token reads the whole row again.
+        Rows stay of equal length (a finished answer is continued with padding), so the model's own cache can be used.
+        If that does not give the results of plain rows either, every token reads the whole row again.
         """
         tokens = torch.tensor([member.prompt_tokens for member in members], device=self.backbone.device)
         going = list(range(len(members)))
@@ -325,10 +325,10 @@ class LocalSampler:
 
 
 def _shared_start(prompts: list[list[int]]) -> int:
-    """How many first tokens all prompts share; at least one token of each is left over. 0 for a single prompt."""
+    """Number of first tokens that all prompts share, leaving at least one token of each; 0 for a single prompt."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # the two that differ first: what they share, all share
+    first, last = min(prompts), max(prompts)  # these differ first, so all prompts share what these two share
     length = min(len(first), len(last)) - 1
     return next((i for i in range(length) if first[i] != last[i]), length)
 

@@ -1,6 +1,6 @@
-"""Rollouts on disk, with the states of frozen layers beside them, so that a killed process can continue exactly.
+"""Rollouts on disk with their states of frozen layers, so that a killed process can resume exactly.
 
-A rollout without its states is drawn again: from the same seed and weights it comes out the same. The states are large,
+A rollout without its states is drawn again, with the same result for the same seed and weights. The states are large,
 so :func:`remove_states` deletes them once the rollouts have been used.
 """
 
@@ -24,12 +24,12 @@ def save_rollouts(path: Path, rollouts: Sequence[Rollout], states: FrozenStates 
 def load_rollouts(
     path: Path, prompt_ids: Sequence[str], states: FrozenStates | None = None, *, version: int | None = None
 ) -> list[Rollout] | None:
-    """The rollouts that :func:`save_rollouts` wrote, their states added to ``states``.
+    """The rollouts that :func:`save_rollouts` wrote; their states are added to ``states``.
 
     Args:
         path: the file.
         prompt_ids: id of each answer's prompt, in order.
-        states: where the states of frozen layers go; None: they are not needed.
+        states: receives the states of frozen layers; None: they are not needed.
         version: the weight version the answers must be from; None: any.
 
     Returns:

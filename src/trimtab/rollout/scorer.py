@@ -1,4 +1,4 @@
-"""A reward model as a scorer: rollouts in, named reward components out."""
+"""A reward model as a scorer: from rollouts to named reward components."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ class ObjectiveScorer:
     """Normalised scores of a reward model of several objectives, one pass for all of them.
 
     Args:
-        scorer: of the reward model.
+        scorer: scorer of the reward model.
         scales: mean and standard deviation of each objective over its training answers, in the order of the heads.
     """
 
@@ -45,7 +45,7 @@ class RewardModelScorer:
     Args:
         role: the reward model.
         mean: subtracted from raw scores (its mean over the answers it was trained on).
-        std: the difference is divided by it.
+        std: standard deviation that the difference is divided by.
         same_tokens: True: it shares the policy's tokenizer and sees exactly the tokens the policy produced.
             False: the answer's text is rendered with the reward model's own chat template.
         micro_batch_tokens: padded tokens per forward pass.

@@ -1,8 +1,8 @@
-"""Answers from vLLM, by the same protocol as the sampler in this process.
+"""Answers from vLLM, through the same protocol as the local sampler.
 
-vLLM has kernels of its own, so the log-probabilities it reports are not quite the trainer's. Online methods with a
-clipped ratio correct for that (``align.importance_cap``), and log the difference as ``mismatch``. A difference that no
-kernel explains is an error: it means that the engine does not compute with the weights that it was given.
+vLLM has its own kernels, so the log-probabilities it reports differ slightly from the trainer's. Online methods with a
+clipped ratio correct for that (``align.importance_cap``), and log the difference as ``mismatch``. A difference too
+large for kernels to explain is an error: the engine does not compute with the weights that it was given.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from trimtab.rollout.protocol import SamplerConfig, ValueHead, encode_prompt, gr
 from trimtab.rollout.vllm_engine import shared_engine
 
 CHECKED = 256
-"""Tokens of answers whose log-probabilities are computed again in each batch, at least."""
+"""Fewest answer tokens whose log-probabilities are recomputed in each batch."""
 
 LIMIT_EXACT, LIMIT_ROUNDED = 0.01, 0.5
 """Largest mean difference of log-probabilities, in nats per token, that counts as rounding: in float32 on a CPU, and
@@ -32,8 +32,8 @@ class VllmSampler:
     """Samples with vLLM in this process.
 
     Args:
-        backbone: whose weights, tokenizer and context are used.
-        config: temperature, lengths; ``slots`` is the most answers decoded at once.
+        backbone: the model whose weights, tokenizer and context are used.
+        config: temperature, lengths; ``slots`` is the largest number of answers decoded at once.
 
     Raises:
         ConfigError: vLLM is not installed, or too old.
@@ -80,7 +80,7 @@ class VllmSampler:
             "skip_special_tokens": False,  # stop strings are looked for in the same text as by the local sampler
             "logprobs": 0,  # of the drawn token only
         }
-        if self._engine.closed:  # a sampler with another model or more slots needed the place
+        if self._engine.closed:  # a sampler with another model or more slots replaced it
             self._engine = shared_engine(self.backbone, config.slots)
         settings = [
             shared | {"seed": answer_stream(seed, prompt.id, index).getrandbits(32)} for prompt, index, _ in requests
@@ -111,7 +111,7 @@ class VllmSampler:
     def _check(self, rollouts: Sequence[Rollout], adapter: str | None, version: int) -> None:
         """Compare the log-probabilities of the first answers with the model's.
 
-        Nucleus sampling raises all of an answer's by up to −log top_p, which is allowed for.
+        Nucleus sampling raises each log-probability by up to −log top_p; the check allows for it.
         """
         checked: list[Rollout] = []
         for rollout in rollouts:
@@ -128,7 +128,7 @@ class VllmSampler:
         apart = float(masked_mean((model - scatter([r.logprobs for r in checked], mask)).abs(), mask))
         cut = -torch.tensor(self.config.top_p).log().item()
         exact = self.backbone.dtype == torch.float32 and self.backbone.device.type == "cpu"
-        if not apart <= (LIMIT_EXACT if exact else LIMIT_ROUNDED) + cut:  # also where it is not a number
+        if not apart <= (LIMIT_EXACT if exact else LIMIT_ROUNDED) + cut:  # also if it is NaN
             raise EngineError(
                 f"vLLM's log-probabilities differ from the model's by {apart:.2g} nats per token in answers drawn with "
                 f"weights of version {version}: it computes with other weights than it was given, or computes this "

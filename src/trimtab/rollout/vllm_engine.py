@@ -1,12 +1,12 @@
-"""A vLLM engine in this process: started without weights, given a model's before each batch, asleep in between.
+"""A vLLM engine in this process: started without weights, given the model's before each batch, asleep in between.
 
-The engine belongs to the process, not to a sampler: a run makes a sampler for every stage, and they share it.
+The engine belongs to the process, not to a sampler: every stage creates a sampler, and all samplers share the engine.
 
-Each batch goes through the same order:
+Each batch takes these steps:
 
 1. wake the weights;
-2. hand over every weight, adapter added, the output projection by its own name also where it is tied;
-3. wake the cache of keys and values, and forget what the old weights computed;
+2. hand over every weight with the adapter added, including the output projection under its own name if it is tied;
+3. wake the key-value cache, and discard what the old weights computed;
 4. draw;
 5. sleep. The weights need not be kept, because the next batch brings them.
 
@@ -30,10 +30,10 @@ from trimtab.errors import ConfigError, EngineError, ModelError
 from trimtab.models import Backbone
 
 OLDEST = "0.32"
-"""The oldest release that takes weights from an iterator and lays them out again for its kernels."""
+"""The oldest release that takes weights from an iterator and converts them to its kernels' layout."""
 
 BLOCK = 128
-"""Tokens of the largest block in which vLLM gives out its cache."""
+"""Tokens in the largest block in which vLLM allocates its cache."""
 
 SHARE = 0.01
 """Share of an accelerator's memory that has to be free at the start. Sizes are given in bytes, so it limits nothing."""
@@ -51,9 +51,9 @@ class VllmEngine:
 
     Args:
         vllm: the package.
-        backbone: whose architecture, tokenizer, context and precision it has.
+        backbone: the model whose architecture, tokenizer, context and precision it has.
         slots: answers decoded at the same time.
-        folder: with the model's configuration and its tokenizer; read once.
+        folder: contains the model's configuration and tokenizer; read once.
 
     Raises:
         ModelError: vLLM cannot run this model here.
@@ -62,9 +62,9 @@ class VllmEngine:
     def __init__(self, vllm: Any, backbone: Backbone, slots: int, folder: Path) -> None:
         self.slots = slots
         self.failure: str | None = None
-        """What went wrong in it; None: nothing, it works."""
+        """The engine's failure; None: it works."""
         self.closed = False
-        """True: it gave way to another one."""
+        """True: another engine has replaced it."""
         self._vllm = vllm
         device = backbone.device.type
         self._eager = device == "cpu"  # compiling takes minutes there
@@ -96,7 +96,7 @@ class VllmEngine:
 
     @contextmanager
     def holding(self, backbone: Backbone, adapter: str | None, version: int) -> Iterator[None]:
-        """Inside, the engine is awake and computes with a model's weights.
+        """Inside the context, the engine is awake and computes with a model's weights.
 
         Args:
             backbone: the model.
@@ -108,7 +108,7 @@ class VllmEngine:
         """
         with self._explained(f"being given weights of version {version}"):
             if self._sleeps:
-                torch.cuda.empty_cache()  # what training has left over
+                torch.cuda.empty_cache()  # unused memory that training left allocated
             if self._asleep:
                 self._llm.wake_up(tags=["weights"])
             with backbone.merged(adapter):
@@ -125,7 +125,7 @@ class VllmEngine:
                 self._asleep = True
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: Sequence[dict[str, Any]], version: int) -> list[Any]:
-        """One answer to each prompt, with settings of its own.
+        """One answer to each prompt, each with its own settings.
 
         Args:
             prompts: tokens.
@@ -148,7 +148,7 @@ class VllmEngine:
     def close(self) -> None:
         """Free its memory. vLLM leaves the process's distributed group as well."""
         self.closed = True
-        with suppress(Exception):  # what has failed may fail again
+        with suppress(Exception):  # an engine that failed may fail again
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
 
@@ -175,9 +175,9 @@ _current: dict[str, VllmEngine] = {}
 
 
 def shared_engine(backbone: Backbone, slots: int) -> VllmEngine:
-    """The process's engine for models like this one; another one is closed.
+    """The process's engine for models with this shape; an engine for another shape is closed.
 
-    An engine with more slots serves too.
+    An engine with more slots is reused too.
 
     Raises:
         ConfigError: vLLM is not installed or too old, or several ranks train together.
@@ -203,7 +203,7 @@ def shared_engine(backbone: Backbone, slots: int) -> VllmEngine:
 def checkpoint_weights(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
     """Copies of a trunk's weights, at its precision, under the names of its checkpoint, a tied head included.
 
-    vLLM says nothing about a weight that is missing, and keeps the one it has.
+    vLLM does not report a missing weight; it keeps the one it has.
     """
     for name, parameter in backbone.model.named_parameters(remove_duplicate=False):
         if ".lora_" not in name:
@@ -225,7 +225,7 @@ def _can_sleep() -> bool:
 
 
 def _write_shape(backbone: Backbone, folder: Path) -> str:
-    """Write a model's configuration and its tokenizer; returns a digest of all that an engine depends on but slots."""
+    """Write a model's configuration and tokenizer; return a digest of everything an engine depends on except slots."""
     config = backbone.model.config.__class__.from_dict(backbone.model.config.to_dict())
     config.architectures = [type(backbone.model).__name__]
     config.save_pretrained(folder)

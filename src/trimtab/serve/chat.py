@@ -1,4 +1,4 @@
-"""The chat page: answers, blind comparisons of two models, and votes of people who agreed to it."""
+"""The chat page: answers, blind comparisons of two models, and votes of people who agreed to the terms."""
 
 import asyncio
 import secrets
@@ -39,7 +39,7 @@ from trimtab.web.text import render_all
 HERE = Path(__file__).parent
 YEAR = 365 * 86400
 TEMPERATURE = 0.7
-"""As in ``trimtab chat``."""
+"""Default temperature, as in ``trimtab chat``."""
 TERMS = """If you agree, each vote is stored with your conversation up to it, the answers you saw, the model, its
 settings and the time. It is stored under a random pseudonym; your name, your account and your IP address are not.
 
@@ -59,25 +59,25 @@ class ChatPage:
     """The page's settings."""
 
     service: Service
-    """Answers."""
+    """Answers the conversations."""
     votes: ChatVotes
     """Stores votes."""
     key: str
     """Part of the link; anyone with it may use the page."""
     licence: str = "not published"
-    """Under which licence votes are published, as the terms say."""
+    """Licence under which votes are published, as stated in the terms."""
     secure: bool = False
-    """True: people reach the page by HTTPS, so cookies are sent by HTTPS only."""
+    """True: people reach the page over HTTPS, so cookies are sent only over HTTPS."""
     terms: str = field(init=False)
-    """What people agree to."""
+    """The terms that people agree to."""
     version: str = field(init=False)
     """Hash of the terms."""
     consents: "Rate" = field(default_factory=lambda: Rate(most=30, seconds=60.0))
-    """People who may agree, all together."""
+    """Limit on the rate at which people can agree, over all people."""
     home: str = "/chat"
-    """Where the link leads."""
+    """Path that the link leads to."""
     temperature: float = TEMPERATURE
-    """Of the answers."""
+    """Temperature of the answers."""
     on_vote: Callable[[], None] = lambda: None
     """Called after each vote is stored."""
 
@@ -87,7 +87,7 @@ class ChatPage:
 
     @property
     def page_cookie(self) -> str:
-        """Name of the cookie with the page's key: cookies are shared by all ports of a host."""
+        """Name of the cookie with the page's key; distinct per page, because all ports of a host share cookies."""
         return f"trimtab_chat_{self.votes.store.project_id}"
 
     @property
@@ -99,13 +99,13 @@ class ChatPage:
         """Refuse a visitor who does not have the link.
 
         Raises:
-            ApiError: 401.
+            ApiError: status 401.
         """
         if not same(request.cookies.get(self.page_cookie, ""), self.key):
             raise ApiError(401, "open the link that the server printed when it was started", code="no_page_key")
 
     async def visitor(self, request: Request) -> int | None:
-        """The visitor; None: they have not agreed to the terms."""
+        """The visitor's number; None: they have not agreed to the terms."""
         secret = request.cookies.get(self.visitor_cookie, "")
         return await run_in_threadpool(self.votes.visitor, secret, self.version) if secret else None
 
@@ -121,13 +121,13 @@ class Rate:
     """At most ``most`` events in any ``seconds``; for the event loop's thread."""
 
     most: int
-    """Events."""
+    """Largest number of events."""
     seconds: float
     """Length of the window."""
     _times: deque[float] = field(default_factory=deque)
 
     def take(self) -> bool:
-        """Whether one more event may happen now; if so, it is counted."""
+        """Whether another event may happen now; if so, count it."""
         now = time.monotonic()
         while self._times and self._times[0] <= now - self.seconds:
             self._times.popleft()
@@ -138,7 +138,7 @@ class Rate:
 
 
 def round_of(service: Service) -> str:
-    """Name of the round of votes: that of the checkpoints that are served."""
+    """Name of the round of votes, from the served checkpoints."""
     return f"chat-{content_id(sorted(m.checkpoint for m in service.models.values()))[:8]}"
 
 
@@ -173,15 +173,15 @@ class Vote(_Strict):
     """A vote on what was shown."""
 
     token: Annotated[str, Field(max_length=100)]
-    """From the end of the answer."""
+    """Token sent with the end of the answer."""
     key: Annotated[str, Field(pattern="^[0-9a-zA-Z-]{8,64}$")]
-    """Chosen by the page for each vote; sending a vote again stores it once."""
+    """Chosen by the page for each vote; a vote that is sent twice is stored once."""
     good: bool | None = None
-    """On one answer."""
+    """Verdict on a single answer."""
     reason: Annotated[str, Field(max_length=40)] = ""
     """Why it is bad."""
     choice: Choice | None = None
-    """On two answers."""
+    """Choice between two answers."""
 
 
 class Consent(_Strict):
@@ -195,7 +195,7 @@ class Code(_Strict):
     """Withdrawal."""
 
     code: Annotated[str, Field(max_length=100)]
-    """The visitor's secret."""
+    """The visitor's secret code."""
 
 
 class PageGuard:
@@ -211,7 +211,7 @@ class PageGuard:
 
 
 def belongs_to_page(path: str) -> bool:
-    """Whether a path is the page's, which asks for its own key."""
+    """Whether a path belongs to the page, which has its own key."""
     return path == "/chat" or path.startswith(("/chat/", "/static/"))
 
 
@@ -228,8 +228,8 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
     Args:
         app: from :func:`trimtab.serve.app.create_app`, with :func:`belongs_to_page` as ``free``.
         page: its settings.
-        hosts: names the server answers to; None: any, behind a proxy.
-        public: the address people use, where a proxy is in front.
+        hosts: host names that the server accepts; None: any, behind a proxy.
+        public: the address that people use, if there is a proxy.
     """
     app.add_middleware(PageGuard, hosts=hosts, public=public)
     app.mount("/static", StaticFiles(directory=WEB / "static"))
@@ -320,7 +320,7 @@ async def _answer(page: ChatPage, question: Question, person: int | None) -> Res
 
 
 async def start(page: ChatPage, turns: Sequence[Message], models: Sequence[Served], person: int | None) -> "Exchange":
-    """Check a conversation and queue an answer of each model; a model that is named twice gives two.
+    """Check a conversation and queue an answer of each model; a model that occurs twice gives two answers.
 
     Raises:
         ApiError: it cannot be answered.
@@ -352,11 +352,11 @@ class Exchange:
 
     page: ChatPage
     service: Service
-    """Answers, also when the page has another one by now."""
+    """Answers the conversation, even if the page has switched to another service."""
     turns: Sequence[Message]
     models: Sequence[Served]
     order: list[int]
-    """``order[p]``: which of the models stands at place p of the screen."""
+    """``order[p]``: index of the model at place p on the screen."""
     person: int | None
     """The visitor; None: nothing is stored."""
     verdict: Verdict | None
@@ -371,7 +371,7 @@ class Exchange:
         self.texts, self.reasons = ["" for _ in self.models], [None for _ in self.models]
 
     def leave(self) -> None:
-        """Draw no further."""
+        """Stop drawing the answers."""
         for job in self.jobs:
             self.service.worker.cancel(job)
 
@@ -392,7 +392,7 @@ class Exchange:
                 self.texts[number], self.reasons[number] = refusal_text(blocked_by), "content_filter"
 
     async def events(self) -> AsyncGenerator[bytes]:
-        """The pieces as events; at the end the answers, and a token for a vote."""
+        """The pieces as events; at the end, the complete answers and a token for a vote."""
         try:
             async for place, text in self.pieces():
                 yield event({"place": place, "text": text})
@@ -406,7 +406,7 @@ class Exchange:
             yield event(of_trimtab(error).body)
 
     async def end(self) -> dict[str, Any]:
-        """The complete answers as they stand on the screen; the exposure is stored, and ``token`` is for a vote."""
+        """Store the exposure; return the complete answers in screen order, with a ``token`` for a vote."""
         token = await run_in_threadpool(self._expose)
         shown = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
         answers = [

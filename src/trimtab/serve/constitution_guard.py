@@ -1,9 +1,9 @@
-"""The guard of a constitution (:mod:`trimtab.guard`) as the server asks for one.
+"""Adapts a constitution's guard (:mod:`trimtab.guard`) to the server's guard protocol.
 
-Requests are read by a model of the guard's own, so that they never wait for the model that answers. Answers are judged
-from the states that the answering model computes anyway. The states of a token exist once it has been read, one step
-after it was drawn, so a token is judged when the next one arrives. The last token of an answer is never judged: it goes
-out with the answer, and an answer of one token goes out unjudged. Its request was checked.
+The guard reads requests with its own model, so they never wait for the answering model. Answers are judged from the
+states that the answering model computes anyway. A token's states exist one step after it is drawn, when it has been
+read, so a token is judged when the next one arrives. The last token of an answer is therefore never judged, and an
+answer of one token is sent unjudged; its request was checked.
 """
 
 import logging
@@ -27,15 +27,15 @@ from trimtab.serve.guarding import Verdict
 _log = logging.getLogger(__name__)
 
 RESTRICTED = "restricted"
-"""The category of every verdict; blocked requests also have the rule that they resemble most."""
+"""The category of every verdict; a blocked request also has the most similar rule as a category."""
 
 
 class ConstitutionGuard:
     """A :class:`trimtab.serve.guarding.Guard` over a trained guard.
 
     Args:
-        guard: checks requests and answers; the model that it reads belongs to it alone.
-        hold_back: tokens of an answer that wait until as many later ones have been judged.
+        guard: checks requests and answers; its model is not shared.
+        hold_back: number of tokens of an answer held until that many later ones have been judged.
     """
 
     def __init__(self, guard: guards.Guard, *, hold_back: int = 16) -> None:
@@ -47,7 +47,7 @@ class ConstitutionGuard:
         self._reading = threading.Lock()
 
     def check_prompt(self, messages: Sequence[Message]) -> Verdict:
-        """Judge a conversation; a failure is blocked or let pass by the guard's ``on_error``."""
+        """Judge a conversation; on a failure, the guard's ``on_error`` decides whether to block it."""
         with self._reading:
             verdict = self.guard.check(messages)
         scores, categories = {RESTRICTED: verdict.score}, {RESTRICTED: verdict.blocked}
@@ -56,7 +56,7 @@ class ConstitutionGuard:
         return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_told(verdict))
 
     def start_answer(self, messages: Sequence[Message], prompt_states: Tensor | None) -> "Watch":
-        """Begin to watch an answer; the states of the prompt are not used."""
+        """Start watching an answer; the states of the prompt are not used."""
         return Watch(self.guard)
 
 
@@ -64,7 +64,7 @@ class Watch:
     """Judges each token of one answer when the next one arrives.
 
     Args:
-        guard: whose probe and threshold.
+        guard: provides the probe and the threshold.
     """
 
     def __init__(self, guard: guards.Guard) -> None:
@@ -72,11 +72,11 @@ class Watch:
         self._unjudged: int | None = None
 
     def feed(self, tokens: Sequence[int], states: Tensor | None) -> Verdict:
-        """Judge the tokens before these, whose states these come from.
+        """Judge the preceding tokens, from whose states these tokens were drawn.
 
         Args:
             tokens: the next tokens of the answer.
-            states: ``[len(tokens), H]``, the states that each was drawn from; None: the guard judges no answers.
+            states: ``[len(tokens), H]``, the states that each was drawn from; None: the guard does not judge answers.
         """
         for place, token in enumerate(tokens):
             if self._unjudged is not None:
@@ -90,7 +90,7 @@ class Watch:
         return Verdict(flagged=False, scores={RESTRICTED: self._score()}, categories={RESTRICTED: False})
 
     def _token_score(self, states: Tensor | None, place: int) -> float | None:
-        """The probe on one state; None where there is none, which is a failure of a guard that judges answers."""
+        """The probe's score of one state; None: no state, which is a failure if the guard judges answers."""
         if states is None or self._guard.output is None:
             return None
         return self._guard.token_scores({self._guard.output.layer: states[None, place : place + 1]})[0]
@@ -104,13 +104,13 @@ class Watch:
 
 
 def _told(verdict: guards.Verdict) -> str:
-    """What the person who asked reads; empty: the server's own sentence."""
+    """The message for the person who asked; empty: the server's default sentence."""
     return f"This request was blocked. The rule: {verdict.reason}" if verdict.reason else ""
 
 
 @torch.no_grad()
 def same_weights(first: Backbone, second: Backbone) -> bool:
-    """Whether two models have parameters of the same names and values, compared in the less precise of two types."""
+    """Whether two models have parameters of equal names and values, compared in the less precise type of the two."""
     parameters, others = dict(first.model.named_parameters()), dict(second.model.named_parameters())
     if parameters.keys() != others.keys():
         return False
@@ -134,14 +134,14 @@ def load_constitution_guard(
 
     Args:
         folder: written by ``trimtab guard train``.
-        models: those that answer. Other weights than those the guard was trained on are warned of.
+        models: the answering models. A warning is logged if the guard was trained on other weights.
         hold_back: see :class:`ConstitutionGuard`.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
         log: file that each decision is appended to, without text; None: none.
 
     Raises:
         CheckpointError: there is no guard in the folder, or it is damaged.
-        ConfigError: it judges answers by the states of a model of another shape than one that answers.
+        ConfigError: it judges answers by states of a model whose shape differs from an answering model's.
     """
     decisions = None if log is None else guards.DecisionLog(log)
     guard = open_guard(folder, on_error=on_error, log=decisions)

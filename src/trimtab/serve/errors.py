@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients read, whatever raised them."""
+"""Errors in the format of OpenAI's clients, whatever raised them."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class ApiError(Exception):
         message: what is wrong, what is expected, and the next step.
         param: the parameter it is about.
         code: for programs.
-        retry_after: seconds after which trying again makes sense; None: it does not say.
+        retry_after: seconds after which to try again; None: not stated.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ApiError(Exception):
 
 
 def _sendable(text: str | None) -> str | None:
-    """A text that may quote the request, without half surrogate pairs, which UTF-8 cannot write."""
+    """A text that may quote the request, without lone surrogates, which UTF-8 cannot encode."""
     return None if text is None else text.encode("utf-8", "replace").decode()
 
 
@@ -92,7 +92,7 @@ REFUSED = {
 
 
 def invalid_request(error: RequestValidationError) -> ApiError:
-    """The first problem of a request, without what was sent."""
+    """The first problem of a request, without quoting its content."""
     problem = error.errors()[0]
     parts = [p for p in problem["loc"][1:] if isinstance(p, int) or not p.startswith(("function-", "Chat", "list["))]
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).removeprefix(".")
@@ -108,7 +108,7 @@ def invalid_request(error: RequestValidationError) -> ApiError:
 
 
 def of_trimtab(error: TrimtabError) -> ApiError:
-    """One of our errors."""
+    """A trimtab error as an API error."""
     if isinstance(error, TooLongError):
         return ApiError(400, str(error), param="messages", code="context_length_exceeded")
     if isinstance(error, StorageError):

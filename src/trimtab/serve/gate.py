@@ -1,4 +1,4 @@
-"""What every request to the API goes through first: the key, the size of its body, and draining."""
+"""The first checks of every API request: the key, the size of the body, and draining."""
 
 import hashlib
 import hmac
@@ -12,15 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.serve.errors import ApiError
 
 LARGEST = 4_000_000
-"""Bytes of a request's body."""
+"""Largest request body, in bytes."""
 KEY = "TRIMTAB_API_KEY"
 """Environment variable with the API key."""
 SHORTEST_KEY = 16
-"""Characters; guessing a shorter key is possible."""
+"""Shortest allowed key, in characters; a shorter key can be guessed."""
 
 
 def same(given: str, expected: str) -> bool:
-    """Whether two secrets are equal, in a time that does not tell where they differ."""
+    """Whether two secrets are equal, in a time that does not depend on where they differ."""
     digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, expected)]
     return hmac.compare_digest(*digests)
 
@@ -29,9 +29,9 @@ class Gate:
     """ASGI middleware: deny by default.
 
     Args:
-        app: what is guarded.
+        app: the application to protect.
         key: what ``Authorization: Bearer …`` must say on every route but those in ``free``.
-        free: whether a path needs no key, because it asks for something else or tells nothing.
+        free: whether a path needs no key, because it has its own check or reveals nothing.
         draining: whether new requests are refused because the server is about to stop.
     """
 

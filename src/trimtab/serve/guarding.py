@@ -1,7 +1,7 @@
-"""The seam for a guard: what the server asks of one, and holding back text until the guard has seen what follows.
+"""The protocol of a guard, and holding back text until the guard has seen what follows.
 
-A guard checks the conversation once before it is queued, and watches each answer token by token. It sees the tokens
-that are generated, and the hidden states of one layer of the policy, so it needs no third model.
+A guard checks the conversation once before it is queued, and watches each answer token by token. It sees the
+generated tokens and the hidden states of one layer of the policy, so it needs no third model.
 """
 
 import logging
@@ -29,7 +29,7 @@ class Verdict:
     categories: Mapping[str, bool] = field(default_factory=dict)
     """Which categories are flagged; the keys are those of ``scores``."""
     reason: str = ""
-    """One sentence for the person who asked; empty: the server says that it was blocked."""
+    """One sentence for the person who asked; empty: the server's default sentence."""
 
 
 class AnswerWatch(Protocol):
@@ -51,22 +51,22 @@ class Guard(Protocol):
 
     @property
     def version(self) -> str:
-        """Hash of what it was made from; stored with votes."""
+        """Hash of the guard's inputs; stored with votes."""
         ...
 
     @property
     def layer(self) -> int:
-        """The states after so many layers of the policy are given to watches; 0: none are."""
+        """Watches receive the states after this many layers of the policy; 0: no states."""
         ...
 
     @property
     def hold_back(self) -> int:
-        """Tokens that an answer is held back by."""
+        """Number of tokens by which an answer is held back."""
         ...
 
     @property
     def fail_open(self) -> bool:
-        """When the guard raises: True lets the answer through, False blocks it."""
+        """If the guard raises, True lets the answer pass and False blocks it."""
         ...
 
     def check_prompt(self, messages: Sequence[Message]) -> Verdict:
@@ -74,7 +74,7 @@ class Guard(Protocol):
         ...
 
     def start_answer(self, messages: Sequence[Message], prompt_states: Tensor | None) -> AnswerWatch:
-        """Begin to watch an answer; ``prompt_states``: ``[P, H]``, or None if the guard names no layer."""
+        """Start watching an answer; ``prompt_states``: ``[P, H]``, or None if the guard names no layer."""
         ...
 
 
@@ -102,14 +102,14 @@ class Piece:
     text: str
     """Its text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of its tokens, if requested."""
+    """Log-probabilities of its tokens, if requested."""
 
 
 class GuardedAnswer:
-    """Passes an answer on, ``hold_back`` tokens late, until the guard flags it.
+    """Releases an answer, ``hold_back`` tokens late, until the guard flags it.
 
     Args:
-        guard: watches it; None: everything passes at once.
+        guard: watches the answer; None: everything passes at once.
         messages: the conversation.
     """
 
@@ -122,11 +122,11 @@ class GuardedAnswer:
 
     @property
     def blocked(self) -> bool:
-        """True: the guard flagged it, and what was held is gone."""
+        """True: the guard flagged the answer, and the held text has been discarded."""
         return self.verdict is not None and self.verdict.flagged
 
     def push(self, drawn: Drawn) -> Piece:
-        """Add what a step gave; returns what can be sent now."""
+        """Add the result of a step; return the text that can be sent now."""
         piece = Piece(text=drawn.text, logprobs=drawn.logprobs)
         if self._guard is None:
             return piece

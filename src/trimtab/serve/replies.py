@@ -1,4 +1,4 @@
-"""What the server says, in the shape that strict clients expect: every required field is there, null or not."""
+"""The server's responses, in the format that strict clients expect: all required fields are present, even if null."""
 
 import json
 import secrets
@@ -27,7 +27,7 @@ class Reply:
     model: str
     """Name of the model that answers."""
     fingerprint: str
-    """Of the weights."""
+    """Hash of the weights."""
     spelling: Spelling
     """Spells tokens."""
     logprobs: bool
@@ -49,7 +49,7 @@ class Reply:
             yield self._chunk([self._choice(update.index, {}, reason=update.finish_reason)])
 
     def refusal_chunks(self, index: int, text: str) -> Iterable[dict[str, Any]]:
-        """The chunks that stand in place of an answer."""
+        """The chunks that replace an answer."""
         yield self._chunk([self._choice(index, {"content": text, "refusal": text})])
         yield self._chunk([self._choice(index, {}, reason="content_filter")])
 
@@ -74,8 +74,8 @@ class Reply:
         Args:
             choices: text, log-probabilities and end of each answer.
             usage: from :func:`usage`.
-            refusal: what stands in place of the answers, where the conversation was blocked.
-            moderation: the guard's verdicts, where they were asked for.
+            refusal: replaces the answers if the conversation was blocked.
+            moderation: the guard's verdicts, if requested.
         """
         made = []
         for index, (text, logprobs, reason) in enumerate(choices):
@@ -125,12 +125,12 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
 
 
 def refusal_text(verdict: Verdict) -> str:
-    """What a blocked person reads."""
+    """The message for a person whose conversation was blocked."""
     return verdict.reason or "This request was blocked by the safety check."
 
 
 def moderation_result(verdict: Verdict) -> dict[str, Any]:
-    """One verdict as ``/v1/moderations`` gives it."""
+    """One verdict in the format of ``/v1/moderations``."""
     return {
         "flagged": verdict.flagged,
         "categories": dict(verdict.categories),

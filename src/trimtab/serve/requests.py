@@ -1,7 +1,7 @@
-"""What a request may say, in three classes: supported, accepted without effect, and refused by name.
+"""Request parameters, in three classes: supported, accepted without effect, and refused by name.
 
-A parameter that would change an answer is either obeyed or refused; nothing is ignored silently. The parameters of
-the second class concern the account of the caller, and never the answer.
+A parameter that would change an answer is either obeyed or refused; nothing is ignored silently. Parameters
+of the second class concern the caller's account, never the answer.
 """
 
 from typing import Annotated, Any, Literal

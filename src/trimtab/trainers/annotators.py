@@ -1,10 +1,14 @@
-"""What annotators do differently, learned together with a reward model and used in its training only.
+"""How annotators differ: habits learned together with a reward model and used only in its training.
 
-A vote on the answers i and j by annotator a: d = γ_a (r_i − r_j + t) + s b_a with the rewards r, the annotator's skill
-γ_a, a taste t that was fitted before (:mod:`trimtab.feedback.taste`; mostly 0) and stays, position bias b_a and s = 1
-where i was shown first, −1 where second, 0 where unknown; tie parameter τ_a
-(:func:`trimtab.algos.vote_loss`). Priors: γ_a ~ N(1, σ_γ²), b_a ~ N(μ_b, σ_b²), τ_a ~ N(μ_τ, σ_τ²), so annotators with
-few votes stay near the population. Skills average 1, which ties the rewards to the average annotator's log-odds.
+A vote on the answers i and j by annotator a has the log-odds d = γ_a (r_i − r_j + t) + s b_a and the tie parameter τ_a
+(:func:`trimtab.algos.vote_loss`):
+
+- r: the rewards; γ_a: the annotator's skill; b_a: the position bias;
+- t: a taste, fitted before and constant here, mostly 0 (:mod:`trimtab.feedback.taste`);
+- s: 1 if i was shown first, −1 if second, 0 if unknown.
+
+Priors: γ_a ~ N(1, σ_γ²), b_a ~ N(μ_b, σ_b²), τ_a ~ N(μ_τ, σ_τ²), so annotators with few votes stay near the population.
+Skills average 1, so the rewards are in log-odds of the average annotator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,10 +34,10 @@ COMMON_DEVIATIONS = {"tie": 10.0, "position": 0.5}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Population:
-    """Annotators as training finds them."""
+    """Habits of all annotators, before or after training."""
 
     habits: tuple[Habit, ...] = ()
-    """What differs between them."""
+    """The habits that differ between annotators."""
     common_tie: float = 0.0
     """μ_τ."""
     common_position: float = 0.0
@@ -41,15 +45,15 @@ class Population:
     deviations: Mapping[str, float] = field(default_factory=dict[str, float])
     """Prior standard deviation σ of each habit."""
     values: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
-    """τ_a, γ_a and b_a of each habit, by annotator's number."""
+    """Values of each habit (τ_a, γ_a or b_a), by the annotator's number."""
 
 
 class Annotators:
-    """Habits as weights of a learner, each as its distance from the prior's mean.
+    """Habits as trainable weights, stored as distances from the prior's mean.
 
     Args:
-        start: first values, and the priors, which stay.
-        device: of the rewards.
+        start: initial values, and the priors, which are constant.
+        device: device of the rewards.
     """
 
     def __init__(self, start: Population, device: torch.device | None = None) -> None:
@@ -63,7 +67,7 @@ class Annotators:
         }
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name: ``common`` is (μ_τ, μ_b)."""
+        """The trained parameters, by name: ``common`` is (μ_τ, μ_b)."""
         return self._weights
 
     def state(self) -> dict[str, Tensor]:
@@ -74,7 +78,7 @@ class Annotators:
         """Copy weights in.
 
         Raises:
-            ModelError: of other annotators or habits.
+            ModelError: they are weights of other annotators or habits.
         """
         shapes = {name: tuple(p.shape) for name, p in self._weights.items()}
         if {name: tuple(t.shape) for name, t in state.items()} != shapes:
@@ -84,11 +88,11 @@ class Annotators:
                 parameter.copy_(state[name])
 
     def learner(self, total_steps: int, group: Any) -> Learner:
-        """Their optimiser; it needs nothing of a role but weights and their state."""
+        """The optimiser of the habits; of a role, a learner needs only weights and state, which this object has."""
         return Learner(cast(Any, self), OptimizerConfig(lr=RATE, warmup=0.0), total_steps, group=group)
 
     def population(self) -> Population:
-        """The present values."""
+        """The current values."""
         common = self._weights["common"].tolist()
         return Population(
             habits=self.habits,
@@ -118,33 +122,33 @@ class Annotators:
         return own - own.mean() if habit == "skill" else own
 
     def _of(self, habit: Habit) -> Tensor:
-        """The habit of every annotator, and at the end the population's."""
+        """The habit's value for each annotator, and last the population's."""
         common = self._weights["common"]
         mean = {"tie": common[:1], "position": common[1:], "skill": torch.ones_like(common[:1])}[habit]
         return torch.cat([mean + self._from_mean(habit), mean]) if habit in self.habits else mean
 
     def _at(self, habit: Habit, votes: "VoteTable") -> Tensor:
-        """The habit at each vote."""
+        """The habit's value for each vote."""
         values = self._of(habit)
         return values[votes.annotator.clamp(max=len(values) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VoteTable:
-    """Votes of several rankings, whose answers are counted through."""
+    """Votes of several rankings; answers are numbered across the rankings."""
 
     first: Tensor
-    """``[P]`` int64."""
+    """``[P]`` int64, number of the first answer."""
     second: Tensor
-    """``[P]`` int64."""
+    """``[P]`` int64, number of the second answer."""
     outcome: Tensor
     """``[P]`` int64, as :attr:`trimtab.trainers.rankings.PairVote.outcome`."""
     annotator: Tensor
     """``[P]`` int64; a number beyond all annotators is the population."""
     shown: Tensor
-    """``[P]``."""
+    """``[P]``, as :attr:`trimtab.trainers.rankings.PairVote.shown`."""
     weight: Tensor
-    """``[P]``."""
+    """``[P]``, how many votes each counts for."""
     taste: Tensor
     """``[P]``, added to the difference of the scores."""
 
@@ -173,5 +177,5 @@ POPULATION = 1 << 40
 
 
 def vote_weight(rankings: Sequence[Ranking]) -> float:
-    """How many votes these rankings are."""
+    """Number of votes in these rankings, by weight."""
     return sum(v.weight for r in rankings for v in r.cast())

@@ -1,8 +1,8 @@
-"""Checkpoints: weights and optimiser in safetensors, the rest in a small JSON file, written aside and renamed.
+"""Checkpoints: weights and optimiser in safetensors, the rest in a small JSON file; written aside, then renamed.
 
 Everything random in a training step is drawn from :func:`step_seed`, a function of (seed, stage,
-step). So the step number *is* the random state and the data position, and a run continued from a
-checkpoint ends, on the CPU, bit for bit where the uninterrupted one ends.
+step). So the step number determines the random state and the position in the data, and a resumed
+run has, on the CPU, bit for bit the result of an uninterrupted one.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ def seed_step(seed: int, stage: str, step: int) -> int:
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps were finished when a checkpoint was written, from its name."""
+    """Number of finished steps, read from a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 class Weights(Protocol):
-    """What is saved and loaded without an optimiser."""
+    """Weights that are saved and loaded without an optimiser."""
 
     def state(self) -> dict[str, Tensor]:
         """A copy, on the CPU."""
@@ -58,12 +58,12 @@ class Checkpoints:
     """The checkpoints of one stage.
 
     Args:
-        folder: where they go; made on first save.
-        fingerprint: identifies data and settings; a checkpoint with another one is refused.
-        every: save at every so many steps (the last step is the stage's output, saved by the stage).
-        keep: how many to keep.
-        group: the processes that train together. The first one writes; all of them read the same folder, and any number
-            of processes can continue.
+        folder: where checkpoints are written; created at the first save.
+        fingerprint: identifies data and settings; a checkpoint with a different fingerprint is refused.
+        every: steps between checkpoints (the last step is the stage's output, which the stage saves).
+        keep: number of checkpoints to keep.
+        group: the processes that train together. The first one writes and all of them read the same folder. A run may
+            resume with a different number of processes.
     """
 
     def __init__(self, folder: Path, fingerprint: str, *, every: int = 10, keep: int = 2, group: Group = ALONE) -> None:
@@ -83,11 +83,11 @@ class Checkpoints:
         needed: Callable[[Collection[int]], Collection[int]] = lambda steps: (),
         untrained: Mapping[str, Weights] | None = None,
     ) -> Path:
-        """Write a checkpoint after ``step`` finished steps; older ones beyond ``keep`` are removed.
+        """Write a checkpoint after ``step`` finished steps; remove the oldest ones beyond ``keep``.
 
-        The newest checkpoint whose step is in ``good`` is never removed, and neither are those that ``needed`` names
-        when it is given the steps of all. ``untrained``: what changes and has no optimiser, such as a reference that
-        follows the policy.
+        The newest checkpoint whose step is in ``good`` is never removed, nor are those that ``needed`` returns when
+        called with the steps of all checkpoints. ``untrained`` weights change without an optimiser, such as those of a
+        reference that follows the policy.
 
         Raises:
             RankError: the ranks have different weights.
@@ -118,11 +118,11 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Finished steps of each checkpoint, oldest first; all ranks ask together."""
+        """Finished steps of each checkpoint, oldest first. All ranks must call it together."""
         return self.group.once("list of checkpoints", lambda: [step_of(path) for path in self._all()])
 
     def newest(self, steps: Collection[int] | None = None) -> Path | None:
-        """The newest checkpoint, or the newest of those after one of ``steps``; None: there is none."""
+        """The newest checkpoint, or the newest whose step is in ``steps``; None: there is none."""
         checkpoints = [path for path in self._all() if steps is None or step_of(path) in steps]
         return checkpoints[-1] if checkpoints else None
 
@@ -133,13 +133,13 @@ class Checkpoints:
         *,
         untrained: Mapping[str, Weights] | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """Load the newest checkpoint, or the newest after one of ``steps``, into ``learners`` and ``untrained``.
+        """Load the newest checkpoint, or the newest whose step is in ``steps``, into ``learners`` and ``untrained``.
 
         Returns:
             the number of finished steps (0: there is no checkpoint) and what was saved as ``extra``.
 
         Raises:
-            CheckpointError: damaged, or from another configuration.
+            CheckpointError: a checkpoint is damaged, or was written with another configuration.
         """
         latest = self.group.once("newest checkpoint", lambda: self.newest(steps))
         if latest is None:

@@ -1,4 +1,4 @@
-"""Which method fits: the table of methods by the data they want, what they cost and what they do wrong.
+"""Which method fits: a table of methods by the data they need, their cost and their known weakness.
 
 Everything comes from the rows of :mod:`trimtab.trainers.methods` and the defaults of their settings.
 """
@@ -9,16 +9,16 @@ from typing import Literal
 from trimtab.trainers.methods import METHODS, OfflineMethod, OnlineMethod
 
 Data = Literal["prompts and rewards", "prompts and several rewards", "pairs", "rankings", "thumbs"]
-"""What a method learns from. Prompts: it samples the answers itself. Pairs, rankings: judged answers to one prompt, of
-which a method for pairs takes every strict pair. Thumbs: single answers, liked or not."""
+"""What a method learns from. Prompts: the method samples the answers. Pairs, rankings: judged answers to one prompt; a
+method for pairs uses every strict pair. Thumbs: single answers, liked or not."""
 
 ORDER: tuple[Data, ...] = ("pairs", "rankings", "thumbs", "prompts and rewards", "prompts and several rewards")
-"""Of the table."""
+"""Order of the table's rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """A row for readers."""
+    """A row of the table."""
 
     method: str
     """Its name in ``align.method``."""
@@ -27,17 +27,17 @@ class Choice:
     data: Data
     """What it learns from."""
     cost: str
-    """What it costs beside the passes of the policy."""
+    """What it costs in addition to the passes of the policy."""
     flaw: str
     """What it is known to do wrong."""
     soft_labels: bool
-    """True: it learns from P(first answer is better); False: it takes certain labels only, or no comparisons."""
+    """True: it can learn from P(first answer is better); False: only from certain labels, or not from comparisons."""
     start: bool
     """True: one to begin with."""
 
 
 def choices() -> list[Choice]:
-    """All methods, by the data they want, those to start with first."""
+    """All methods, ordered by the data they need; within that, recommended ones first."""
     rows = [
         Choice(
             method=name,

@@ -1,8 +1,8 @@
 """Default learning rates, by what is trained and by the model's width.
 
-The rates are for SmolLM2-135M (width 576). ``python -m benchmarks.rates`` measures them; decision 79 has the
-results. A wider model gets the rate times 576/width: under Adam the change of a layer's output grows with its width
-(Yang et al. 2022, arXiv 2203.03466, table 8). A narrower one gets no more than the rate itself.
+The rates are for SmolLM2-135M (width 576); ``python -m benchmarks.rates`` measures them, and decision 79 has the results.
+A wider model gets the rate times 576/width, because under Adam the change of a layer's output grows with its width
+(Yang et al. 2022, arXiv 2203.03466, table 8). A narrower model gets the rate unchanged.
 """
 
 from typing import Literal
@@ -44,7 +44,7 @@ def default_lr(stage: Stage, kind: Kind, width: int) -> float:
 
 
 def with_lr(optimizer: OptimizerConfig, stage: Stage, role: Role) -> OptimizerConfig:
-    """The settings, with the default for this role where they have no learning rate."""
+    """The settings, with the role's default if they have no learning rate."""
     if optimizer.lr is not None:
         return optimizer
     kind: Kind = "full" if role.full else "lora"

@@ -10,12 +10,12 @@ each quotient becomes the index of the nearest value in a table whose values lie
 
 Departures from the paper:
 
-- √v is stored, not v: the seven decades of the table are fourteen of v. A positive √v never becomes 0, or the next step
-  would divide by ε.
-- The table ends at −1 and 1. With that of the authors' code, which ends at −0.993, the most negative mean of a block
-  would shrink by 0.7 % in every step.
-- Blocks lie within a row of the weight, its first dimension. Sharded weights are divided by rows, so their blocks are
-  those of whole weights; and a rare token's embedding shares no block with another token's.
+- √v is stored, not v, so the table's seven decades cover fourteen decades of v. A positive √v never becomes 0, because
+  the next step would then divide by ε.
+- The table ends at −1 and 1. The table in the authors' code ends at −0.993, with which the most negative mean of a
+  block would shrink by 0.7 % in every step.
+- Blocks lie within a row (the first dimension) of the weight. Sharded weights are divided by rows, so they have the
+  same blocks as whole weights. Embeddings of different tokens share no block.
 - Embeddings are stored in 8 bits as well. Vectors, and weights of fewer than :data:`SMALLEST` numbers, are not.
 """
 
@@ -35,10 +35,10 @@ SMALLEST = 4096
 """Weights with fewer numbers keep moments in their own precision."""
 
 CHUNK = 1 << 18
-"""Numbers of a weight whose moments are decoded at one time: what stays in a processor's cache."""
+"""Numbers of a weight whose moments are decoded at once, chosen to fit a processor's cache."""
 
 ACCELERATOR_CHUNK = 1 << 24
-"""The same on an accelerator, where starting kernels takes the time."""
+"""The same on an accelerator, where kernel launches dominate the time."""
 
 
 def quantised(weight: Tensor) -> bool:
@@ -47,16 +47,16 @@ def quantised(weight: Tensor) -> bool:
 
 
 def moment_bytes(*, columns: int) -> float:
-    """Bytes that both moments of a weight take in 8 bits, in a matrix of so many columns, scales included."""
+    """Bytes per weight for both moments in 8 bits, scales included, in a matrix with ``columns`` columns."""
     return 2 * (1 + 4 / min(BLOCK, columns))
 
 
 @cache
 def table(*, signed: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-    """Values of the codes, ascending, ``[255]``: of a mean (``signed``), or of a root.
+    """Values of the codes, ascending, ``[255]``, for a mean (``signed``) or a root.
 
-    Each of seven decades below 1 has twice as many values as the one below it: the middles of equal intervals. All are
-    divided by the largest one.
+    Each of seven decades below 1 has twice as many values as the decade below it, at the middles of equal intervals.
+    All values are divided by the largest one.
     """
     decades = []
     for decade in range(7):
@@ -88,7 +88,7 @@ def encode(values: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(quotients: Tensor, *, signed: bool) -> Tensor:
-    """Index of the nearest value in the table, uint8, flat; a search of the edges would take ten times as long."""
+    """Index of the nearest value in the table, uint8, flat; searching the edges would take ten times as long."""
     edges, lowest = _edges(signed=signed, device=quotients.device)
     flat = quotients.view(-1)
     codes = lowest.index_select(0, (flat.view(torch.int32) >> 16) + (1 << 15))
@@ -97,10 +97,9 @@ def _nearest(quotients: Tensor, *, signed: bool) -> Tensor:
 
 @cache
 def _edges(*, signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where one code ends and the next begins; and the lowest code of all float32 that begin with the same 16 bits.
+    """Edges between codes, and the lowest code for each group of float32 values with the same first 16 bits.
 
-    Each such group has one code, or two neighbouring ones. Groups are ordered by their 16 bits as a signed whole
-    number, from −2¹⁵.
+    Each group has one code, or two adjacent ones. Groups are ordered by their 16 bits as a signed integer, from −2¹⁵.
     """
     values = table(signed=signed)
     edges = (values[1:] + values[:-1]) / 2
@@ -114,7 +113,7 @@ def _edges(*, signed: bool, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """The matrix that codes and scales from :func:`encode` stand for, rounded as they are.
+    """The matrix that :func:`encode` turned into codes and scales, up to their rounding.
 
     Args:
         codes: uint8 ``[R, C]``.
@@ -127,7 +126,7 @@ def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
 
 
 def _blocks(values: Tensor) -> Tensor:
-    """``[R, C]`` → ``[R, ⌈C / block⌉, block]``, filled up with zeros; a narrow matrix has one block in each row."""
+    """``[R, C]`` → ``[R, ⌈C / block⌉, block]``, padded with zeros; a narrow matrix has one block in each row."""
     rows, columns = values.shape
     block = min(BLOCK, columns)
     return nn.functional.pad(values, (0, -columns % block)).view(rows, -1, block)
@@ -137,7 +136,7 @@ class AdamW8bit(torch.optim.Optimizer):
     """AdamW with moments of 8 bits, where :func:`quantised` says so.
 
     The state of a weight is ``step``, ``exp_avg`` and ``exp_avg_sq``; in 8 bits ``exp_avg_sq`` holds codes of √v, and
-    ``exp_avg_scale`` and ``exp_avg_sq_scale`` are the scales. All are sharded as the weight is.
+    ``exp_avg_scale`` and ``exp_avg_sq_scale`` are the scales. All of them are sharded as the weight is.
 
     Args:
         params: weights, or groups of them.
@@ -202,7 +201,7 @@ def _change(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: d
 def _change_in_8_bits(
     weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any], step: float
 ) -> None:
-    """The same of moments that are stored as codes, some rows at a time."""
+    """One step of AdamW with moments that are stored as codes, some rows at a time."""
     if not weight.numel():  # more ranks than rows
         return
     rows = len(weight)

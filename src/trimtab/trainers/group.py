@@ -1,11 +1,11 @@
-"""Several processes that train as one: which part of the work each does, and what they tell each other.
+"""Several processes that train as one: how they divide the work and exchange results.
 
-Every process, called a rank, runs the same trainer on the same data with the same seeds. What they divide is the
-expensive part: answers to draw, answers to score, micro-batches. A :class:`Group` divides it and puts the results
-together in the order one process would have had, so that everything after it is computed from equal numbers on every
-rank. A group of one rank calls no other process; :class:`trimtab.trainers.ranks.Ranks` is a group of several.
+Every process, called a rank, runs the same trainer on the same data with the same seeds. The ranks divide the expensive
+work: drawing answers, scoring answers, micro-batches. A :class:`Group` divides it and combines the results in the order
+that a single process would have, so every rank continues with the same numbers. A group of one rank calls no other
+process; :class:`trimtab.trainers.ranks.Ranks` is a group of several.
 
-Every method that waits for other ranks must be called by all of them, in the same order. ``phase`` says what they are
+Every method that waits for other ranks must be called by all of them, in the same order. ``phase`` names what they are
 doing, for messages.
 """
 
@@ -26,7 +26,7 @@ class Group:
     size: int = 1
     """Number of processes."""
     shards: bool = False
-    """True: a model of which all weights are trained is divided among the processes (FSDP2)."""
+    """True: a model whose weights are all trained is sharded over the processes (FSDP2)."""
 
     @property
     def first(self) -> bool:
@@ -38,7 +38,7 @@ class Group:
         return list(items[self.rank :: self.size])
 
     def gather(self, phase: str, compute: Callable[[], Result]) -> list[Result]:
-        """What ``compute`` returns on each rank, in the order of ranks.
+        """Results of ``compute`` from all ranks, in the order of ranks.
 
         Raises:
             TrimtabError: ``compute`` raised it on some rank; every rank raises it.
@@ -47,7 +47,7 @@ class Group:
         return [compute()]
 
     def once(self, phase: str, compute: Callable[[], Result]) -> Result:
-        """What ``compute`` returns on the first rank; it runs there alone, and may take long.
+        """Result of ``compute`` on the first rank, for all ranks. It runs only there and may take long.
 
         Raises:
             TrimtabError: ``compute`` raised it; every rank raises it.
@@ -65,12 +65,12 @@ class Group:
     def spread(
         self, phase: str, items: Sequence[Item], compute: Callable[[list[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """One result for each item, in order; each rank computes those of its share.
+        """One result for each item, in order; each rank computes its share.
 
         Args:
             phase: for messages.
             items: the same on every rank.
-            compute: results of some items, in order; may be called without any.
+            compute: items → their results, in order; may be called with no items.
 
         Raises:
             TrimtabError: as for :meth:`gather`.
@@ -80,4 +80,4 @@ class Group:
 
 
 ALONE = Group()
-"""A single process, which shares nothing and never waits."""
+"""A group of one process, which never waits."""

@@ -4,16 +4,17 @@ Three limits, compared with the run's first step, whose answers come from the re
 
 - ``ended``: answers no longer end their turn. This is the most common collapse: at too high a learning rate the policy
   forgets its end-of-turn token and every answer is cut.
-- ``reward``: the policy is clearly worse at what it is trained for. Not judged under a constraint, where the policy is
-  meant to give up reward until the cost is below its limit.
-- ``kl``: it is far from the reference and has gained nothing for it: neither a higher reward nor, under a constraint, a
-  lower cost.
+- ``reward``: the reward is clearly lower than at the start. Not checked under a constraint, where the policy is meant
+  to give up reward until the cost is below its limit.
+- ``kl``: the policy is far from the reference and has gained nothing: neither a higher reward nor, under a constraint,
+  a lower cost.
 
-None of them is about entropy, about how many answers are alike, or about KL per answer: all three go far in healthy
-runs that end at one best answer. One bad step can be chance, so a limit must be passed on consecutive steps.
+There is no limit on entropy, on the number of identical answers, or on KL per answer alone: all three can become
+extreme in healthy runs that converge to one best answer. One bad step can be chance, so a limit must be exceeded on
+consecutive steps.
 
 The answers of step s (from 1) come from the weights after s − 1 steps. So a checkpoint is known to be good only one
-step later, and is kept until a newer one is known to be.
+step later, and it is kept until a newer one is known to be good.
 """
 
 import math
@@ -27,7 +28,7 @@ from trimtab.config import Config
 from trimtab.trainers.learner import Metrics
 
 FEWEST = 16
-"""Answers a step must have to be judged: means over fewer are too noisy."""
+"""Fewest answers of a step for which it is checked; means over fewer are too noisy."""
 
 SHOWN = 8
 """Steps whose values a message shows."""
@@ -62,9 +63,9 @@ class Fall:
     step: int
     """The step on which it was noticed, from 1."""
     good: int
-    """Finished steps of the last good weights: those of a checkpoint, or 0, where the run began."""
+    """Finished steps of the last good weights: a checkpoint's step, or 0 for the start of the run."""
     reason: str
-    """The limits that were passed, with the values of the last steps."""
+    """The limits that were exceeded, with the values of the last steps."""
 
 
 class Guard:
@@ -72,7 +73,7 @@ class Guard:
 
     Args:
         config: the limits; None: every step is healthy.
-        answers: how many a step has.
+        answers: number of answers per step.
         penalised: True: answers that do not end their turn are penalised.
         cost: name of the reward that a constraint limits; None: no constraint.
     """
@@ -83,7 +84,7 @@ class Guard:
         self._steps: list[dict[str, float]] = []
 
     def check(self, metrics: Metrics) -> str | None:
-        """Add a step's metrics; why the run has collapsed, None if it has not."""
+        """Add a step's metrics and return why the run has collapsed; None: it has not."""
         if self._config is None:
             return None
         values = {name: metrics[name] for name in ("ended", "reward", "reward_std")}
@@ -98,11 +99,11 @@ class Guard:
 
     @property
     def good(self) -> Collection[int]:
-        """Numbers of finished steps whose weights went on to draw a healthy step."""
+        """Numbers of finished steps whose weights drew a healthy next step."""
         return [number for number, step in enumerate(self._steps) if not self._passed(step)]
 
     def _passed(self, step: Mapping[str, float]) -> dict[str, str]:
-        """The limits that a step passed, by name, each in words."""
+        """Descriptions of the limits that a step exceeded, by name."""
         config, first = self._config, self._steps[0]
         assert config is not None
         limits: dict[str, tuple[float, str]] = {}

@@ -2,7 +2,7 @@
 
 L = (1/N) Σ_answers  w · ℓ(answer, liked or not, z),  z from the step's mismatched answers
 
-See :func:`trimtab.algos.kto_loss`. The reference is run once on every answer, and in each step on the mismatched ones.
+See :func:`trimtab.algos.kto_loss`. The reference runs once on every answer, and in each step on the mismatched ones.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class _Part:
 
 
 def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int]:
-    """Answers that win more of their pairs than they lose are liked, the others not; balanced ones are counted."""
+    """An answer that wins more pairs than it loses is liked, the reverse disliked; balanced ones are counted."""
     answers, balanced = [], 0
     for ranking in rankings:
         pairs = ranking.pairs().tolist()
@@ -82,7 +82,7 @@ def judged_from_rankings(rankings: Sequence[Ranking]) -> tuple[list[Judged], int
 
 
 def encode_ratings(chat: Chat, ratings: Sequence[Rating]) -> tuple[list[Judged], dict[str, Any]]:
-    """Thumbs as tokens, and those left out: how many are ``too_long``, and why others are ``unrendered``, by id."""
+    """Ratings as tokens, and those left out: the number ``too_long``, and why others are ``unrendered``, by id."""
     judged: list[Judged] = []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for rating in ratings:
@@ -112,12 +112,12 @@ def train_kto(
 
     Args:
         policy: starts at the reference's weights.
-        reference: frozen; run once on every answer, and in each step on its mismatched ones. With
-            ``config.reference_update`` it is where the moving one starts, which is run on every step's answers.
+        reference: frozen; runs once on every answer, and in each step on its mismatched answers. With
+            ``config.reference_update`` the moving reference starts from it and runs on every step's answers.
         answers: liked and disliked ones.
         config: settings.
         seed: order of the answers and dropout.
-        session: logging, checkpoints, stopping; None: silent, saves nothing.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
 
     Raises:
         DataError: fewer than two answers, or all of one kind.
@@ -171,9 +171,9 @@ def evaluate_kto(policy: Role, reference: Role, answers: Sequence[Judged], confi
 def _reference_logprobs(
     reference: Role, answers: Sequence[Judged], states: FrozenStates | None, micro_batch_tokens: int
 ) -> dict[tuple[int, ...], float]:
-    """Log-probability of every answer under the reference, nats, by its tokens; fills ``states`` on the way.
+    """Log-probability of every answer under the reference, nats, by the answer's tokens; also fills ``states``.
 
-    Before the first step and always in the same batches, so that a resumed run reads the same bits.
+    Computed before the first step and always in the same batches, so that a resumed run reads the same bits.
     """
     known: dict[tuple[int, ...], float] = {}
     batch = collate_answers([(a.prompt, a.answer) for a in answers], reference.backbone.device)
@@ -226,16 +226,16 @@ def _kto_loss(
 def _reference_point(
     policy: Role, reference: Role, answers: Sequence[Judged], micro_batch_tokens: int, group: Group = ALONE
 ) -> Tensor:
-    """The z of a step: every answer under the next other prompt; pairs that exceed the context are left out.
+    """The z of a step, from each answer paired with a different prompt; pairs that exceed the context are left out.
 
-    0 where no pair is left: all answers are to one prompt, or every pair is too long.
+    0 if no pair is left: all answers are to one prompt, or every pair is too long.
     """
     device = policy.backbone.device
     fitting = [(p, a) for p, a in _mismatched(answers) if len(p) + len(a) <= policy.backbone.chat.context]
     if not fitting:
         return torch.zeros((), device=device)
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
-    states = FrozenStates(reference.backbone)  # of this step: both models are run on the same sequences
+    states = FrozenStates(reference.backbone)  # for this step: both models run on the same sequences
     sums = torch.zeros(2, len(fitting), device=device)
     with policy.gathered():
         for index, part in group.share(list(batch.micro_batches(micro_batch_tokens))):
@@ -246,7 +246,7 @@ def _reference_point(
 
 
 def _mismatched(answers: Sequence[Judged]) -> list[tuple[list[int], list[int]]]:
-    """Each answer with the prompt of the next answer, cyclically, that is not to the same prompt."""
+    """Each answer with a mismatched prompt: that of the next answer, cyclically, with a different prompt."""
     pairs = []
     for place, judged in enumerate(answers):
         following = [*answers[place + 1 :], *answers[:place]]

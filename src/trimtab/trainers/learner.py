@@ -1,4 +1,4 @@
-"""One optimiser step over any number of micro-batches, and everything it needs to be continued.
+"""One optimiser step over any number of micro-batches, and the state needed to resume.
 
 The loss of a step is a sum over its micro-batches. Each loss function receives the step's
 :class:`Norms` (how many tokens and sequences the *whole* step has) and divides by them, so how a
@@ -25,7 +25,7 @@ from trimtab.trainers.group import ALONE, Group
 P = TypeVar("P")
 
 Metrics = dict[str, float]
-"""Numbers of one step by name."""
+"""Metrics of one step, by name."""
 
 Log = Callable[[Metrics], None]
 """Receives the metrics of each step."""
@@ -92,8 +92,8 @@ class Learner:
         role: what is trained.
         config: optimiser settings.
         total_steps: planned optimiser steps, for the schedule.
-        group: the processes that divide the micro-batches of a step; each of them has an equal learner. If it shards,
-            the role's weights are divided among them from here on.
+        group: the processes that divide the micro-batches of a step; each has an identical learner. If the group
+            shards, the constructor divides the role's weights among the processes.
     """
 
     def __init__(self, role: Role, config: OptimizerConfig, total_steps: int, *, group: Group = ALONE) -> None:
@@ -102,11 +102,11 @@ class Learner:
         if group.shards and isinstance(role, Role):
             role.shard()
         self.parameters = role.parameters()
-        sharded, replicated = [], []  # no kernel of the optimiser takes both at once
+        sharded, replicated = [], []  # no optimiser kernel takes both at once
         for parameter in self.parameters.values():
             (sharded if is_sharded(parameter) else replicated).append(parameter)
         self.sharded = bool(sharded)
-        """True: every rank holds a part of the weights."""
+        """True: each rank has a part of the weights."""
         adamw = AdamW8bit if config.state == "8bit" else partial(torch.optim.AdamW, fused=True)
         self.optimizer = adamw(
             [{"params": parameters} for parameters in (sharded, replicated) if parameters],
@@ -126,24 +126,25 @@ class Learner:
     ) -> Metrics:
         """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
-        Each rank of the group runs its share of the parts. Dropout is drawn from a seed of the part, so it does not
-        depend on which rank runs it. Where weights are sharded, every rank makes as many passes as the first one: those
-        beyond its share count nothing.
+        Each rank of the group runs its share of the parts. Dropout has a seed for each part, so it does not depend on
+        the rank. With sharded weights, every rank makes as many passes as the first one; passes beyond its share have
+        weight 0.
 
         Args:
             parts: micro-batches, each with the ids of its samples; the same on every rank.
             loss: returns a part's share of the loss (already divided by ``norms``) and of each metric.
             norms: sizes of the whole step.
-            also: further learners whose weights this loss trains; each takes a step by its own settings. Dropout is
-                on in this learner's role.
-            skip: receives the metrics summed over all parts; True: no weight changes and no step is counted.
+            also: other learners whose weights this loss trains; each takes a step with its own settings. Dropout is
+                on only in this learner's role.
+            skip: receives the metrics summed over all parts; if it returns True, no weight changes and no step is
+                counted.
 
         Returns:
-            metrics summed over parts, with ``loss`` and, where the step was taken, this learner's ``grad_norm`` and
+            metrics summed over parts, with ``loss`` and, if the step was taken, this learner's ``grad_norm`` and
             ``lr``.
 
         Raises:
-            NonFiniteError: naming the samples, before any weight has changed.
+            NonFiniteError: the loss or a gradient is not finite; names the samples. No weight has changed.
         """
         everyone = [self, *also]
         for learner in everyone:
@@ -176,7 +177,7 @@ class Learner:
         seeds: Sequence[int],
         places: list[int],
     ) -> list[tuple[float, Metrics]]:
-        """Add the gradients of this rank's micro-batches; the loss and the metrics of each."""
+        """Accumulate the gradients of this rank's micro-batches; return the loss and the metrics of each."""
         losses: list[Tensor] = []
         metrics: list[Metrics] = []
         self.role.train(True)
@@ -195,10 +196,10 @@ class Learner:
         return list(zip(torch.stack(losses).tolist() if losses else [], metrics, strict=True))
 
     def _total(self, results: Sequence[tuple[float, Metrics]], names: Sequence[Sequence[str]]) -> Metrics:
-        """The step's loss and metrics from those of its micro-batches.
+        """Sum the loss and metrics of the step's micro-batches.
 
         Raises:
-            NonFiniteError: naming the samples of micro-batches without a finite loss.
+            NonFiniteError: a loss is not finite; names the samples of those micro-batches.
         """
         values = [value for value, _ in results]
         total = sum(values)
@@ -216,11 +217,11 @@ class Learner:
         return metrics
 
     def _sum_gradients(self, learners: Sequence["Learner"]) -> None:
-        """Give every rank the gradients of all micro-batches. A weight that none of them reached keeps None."""
+        """Sum the gradients over all ranks. The gradient of a weight that no micro-batch reached stays None."""
         if self.group.size == 1:
             return
         phase = f"gradients of optimiser step {self.steps + 1}"
-        # Those of sharded weights were summed in each backward pass.
+        # Gradients of sharded weights were summed in each backward pass.
         parameters = [p for learner in learners for p in learner.parameters.values() if not is_sharded(p)]
         reached = self.group.gather(phase, lambda: [p.grad is not None for p in parameters])
         trained = [p for p, *ranks in zip(parameters, *reached, strict=True) if any(ranks)]
@@ -230,7 +231,7 @@ class Learner:
         self.group.sum_(phase, [p.grad for p in trained if p.grad is not None])
 
     def _clip(self, names: Sequence[str]) -> float:
-        """Scale the gradients down to the allowed norm; returns their norm before."""
+        """Scale the gradients down to the largest allowed norm; return their norm before scaling."""
         gradients = [p for p in self.parameters.values() if p.grad is not None]
         limit = self.config.max_grad_norm or math.inf
         norm = self._clip_sharded(limit) if self.sharded else torch.nn.utils.clip_grad_norm_(gradients, limit)
@@ -244,7 +245,7 @@ class Learner:
 
     @torch.no_grad()
     def _clip_sharded(self, limit: float) -> Tensor:
-        """Scale all gradients by one norm: of the parts of all ranks, and of a scalar head, which each holds whole."""
+        """Clip by one norm over the parts of all ranks and a scalar head, which every rank holds whole."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [part(gradient) for gradient in gradients if is_sharded(gradient)]
         replicated = [gradient for gradient in gradients if not is_sharded(gradient)]
@@ -256,7 +257,7 @@ class Learner:
         return norm
 
     def _apply(self) -> float:
-        """Take the step; the learning rate it was taken at."""
+        """Take the step and return its learning rate."""
         rate = scheduled_lr(self.config, self.steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -265,10 +266,10 @@ class Learner:
         self.steps += 1
         return rate
 
-    # Continuing ---------------------------------------------------------------------------
+    # Resuming -----------------------------------------------------------------------------
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The number of steps and both moments of every weight, by name; sharded as the weights are, not copied."""
+        """Step count and both moments of every weight, by name; sharded as the weights are, not copied."""
         out: dict[str, Tensor] = {"steps": torch.tensor(self.steps)}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -283,7 +284,7 @@ class Learner:
         """Restore what :meth:`optimizer_state` returned.
 
         Raises:
-            CheckpointError: its moments have another precision than ``config.state`` asks for.
+            CheckpointError: the precision of its moments differs from ``config.state``.
         """
         for name, parameter in self.parameters.items():
             slots = {}

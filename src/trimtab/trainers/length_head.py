@@ -1,9 +1,11 @@
-"""A second head that takes the length signal, so that the reward need not (ODIN).
+"""A second head that learns the length signal, so that the reward does not (ODIN).
 
-L = L_R(q + l) + λ_L (|ρ(q, n)| − ρ(l, n)) + λ_O |cos(W_q, W_l)|, with the quality head's numbers q, the length head's
-l, the answers' lengths n in tokens, the likelihood L_R of the labels, and the correlation ρ among the answers to one
-prompt over the whole optimiser step. The reward is q alone. Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), section
-3, where ρ is over all answers of a batch and W is normalised, which the cosine does here.
+L = L_R(q + l) + λ_L (|ρ(q, n)| − ρ(l, n)) + λ_O |cos(W_q, W_l)|
+
+q and l are the outputs of the quality and the length head, n the answers' lengths in tokens, L_R the loss of the
+labels, and ρ the correlation among answers to the same prompt, over the whole optimiser step. The reward is q alone.
+Source: Chen et al. 2024 (ODIN, arXiv 2402.07319), section 3. There ρ is over all answers of a batch, and W is
+normalised, as the cosine does here.
 """
 
 from collections.abc import Sequence
@@ -31,10 +33,10 @@ class LengthConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthTerms:
-    """What the length terms of one optimiser step need to know of all its answers."""
+    """The length terms of one optimiser step, computed over all its answers."""
 
     slopes: dict[tuple[int, ...], Tensor]
-    """``[B, 2]`` for each micro-batch, by its rankings' places: slope of |ρ(q, n)| − ρ(l, n) by both heads' numbers."""
+    """``[B, 2]`` for each micro-batch, by its rankings' places: gradient of |ρ(q, n)| − ρ(l, n) by both outputs."""
     value: float
     """|ρ(q, n)| − ρ(l, n)."""
     of_quality: float
@@ -42,10 +44,10 @@ class LengthTerms:
     of_length: float
     """ρ(l, n)."""
     rankings: int
-    """Rankings of the step."""
+    """Number of rankings in the step."""
 
     def loss(self, role: Role, part: RankingBatch, numbers: Tensor, config: LengthConfig) -> Tensor:
-        """A micro-batch's share of the length terms: the same value and gradient however the step is cut."""
+        """A micro-batch's share of the length terms; the sum does not depend on how the step is cut."""
         assert role.scalar is not None
         share = len(part.rankings) / self.rankings
         # slopes times numbers sum to 0 over the step, since a correlation does not depend on scale
@@ -57,7 +59,7 @@ class LengthTerms:
 
 @torch.no_grad()
 def length_terms(role: Role, parts: Sequence[RankingBatch], states: FrozenStates | None) -> LengthTerms:
-    """Correlations over a whole step, by one pass without gradients and without dropout."""
+    """Compute the correlations over a whole step, in one pass without gradients and without dropout."""
     numbers = torch.cat([role.head_scores(part.tokens, states=states) for part in parts])
     rankings = [r for part in parts for r in part.rankings]
     lengths = [float(len(s) - r.prompt_length) for r in rankings for s in r.sequences]

@@ -1,4 +1,4 @@
-"""What the rows of the table of methods are made of: advantages, surrogates, reductions, objectives as text.
+"""Parts for the rows of the table of methods: advantages, surrogates, reductions, objectives as text.
 
 Legend: B answers, T tokens. Consecutive ``config.group`` rows of ``[B, T]`` answer the same prompt.
 """
@@ -37,7 +37,7 @@ T]`` and, for a method with a critic, returns ``[B, T]``."""
 
 
 def per_answer(advantage: Callable[[Any, TensorGK, MaskGK], TensorGK]) -> Advantages:
-    """One advantage for all tokens of an answer, from the group's total rewards and which answers have a token."""
+    """One advantage for all tokens of an answer, from the group's total rewards and the mask of non-empty answers."""
 
     def advantages(config: Any, rewards: TensorBT, values: TensorBT, mask: MaskBT) -> tuple[TensorBT, None]:
         totals, answered = rewards.sum(dim=1).view(-1, config.group), mask.any(dim=1).view(-1, config.group)
@@ -49,7 +49,7 @@ def per_answer(advantage: Callable[[Any, TensorGK, MaskGK], TensorGK]) -> Advant
 def ppo_advantages(
     config: online.PpoConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
 ) -> tuple[TensorBT, TensorBT]:
-    """GAE on the critic's values, whitened or not; the critic's returns by its own λ if it has one."""
+    """GAE on the critic's values, whitened or not; the returns use the critic's own λ if it is set."""
     advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     if config.critic_lam is not None:
         _, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.critic_lam)
@@ -57,7 +57,7 @@ def ppo_advantages(
 
 
 def gdpo_advantages(config: Any, rewards: TensorBR, weights: TensorR, mask: MaskBT) -> TensorBT:
-    """Each reward normalised in its group, the sum over the batch; the same at all tokens of an answer."""
+    """Each reward normalised in its group, their sum over the batch; the same at all tokens of an answer."""
     grouped = rewards.view(-1, config.group, rewards.shape[1])
     advantage = gdpo_advantage(grouped, weights, mask.any(dim=1).view(-1, config.group), std=config.std)
     return masked(advantage.reshape(-1, 1).expand(mask.shape), mask)
@@ -73,7 +73,7 @@ def reinforce_pp_advantages(
 def reinforce_pp_baseline_advantages(
     config: online.ReinforcePpBaselineConfig, rewards: TensorBT, values: TensorBT, mask: MaskBT
 ) -> tuple[TensorBT, None]:
-    """The same of the distance from the group's mean."""
+    """The reward still to come after subtracting the group's mean, whitened."""
     return reinforce_pp_baseline_advantage(rewards, mask, group=config.group, gamma=config.gamma), None
 
 
@@ -81,7 +81,7 @@ def reinforce_pp_baseline_advantages(
 
 
 def gspo_surrogate(config: Any, new: TensorBT, part: RolloutBatch) -> tuple[TensorBT, Tensor]:
-    """The clipped surrogate of an answer's ratio, at each of its tokens; and the share of tokens in clipped answers."""
+    """The clipped surrogate of the answer's ratio at each token, and the share of tokens in clipped answers."""
     assert part.advantages is not None
     log_ratio, mask = sequence_log_ratio(new, part.old_logprobs, part.response_mask), part.response_mask
     start, clip_range = torch.zeros_like(log_ratio), clip_range_of(config)
@@ -90,7 +90,7 @@ def gspo_surrogate(config: Any, new: TensorBT, part: RolloutBatch) -> tuple[Tens
 
 
 def cispo_surrogate(config: Any, new: TensorBT, part: RolloutBatch) -> tuple[TensorBT, Tensor]:
-    """CISPO's loss of each token; and the share of tokens whose weight is clipped."""
+    """CISPO's loss of each token, and the share of tokens whose weight is clipped."""
     assert part.advantages is not None
     old, mask, clip_range = part.old_logprobs, part.response_mask, clip_range_of(config)
     return cispo_loss(new, old, part.advantages, mask, **clip_range), clip_fraction(new, old, mask, **clip_range)
@@ -141,18 +141,18 @@ def penalised(gain: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def whitened_gain(config: Any) -> str:
-    """A penalty in the reward is divided by σ as well, so only one in the loss stands beside a divided reward."""
+    """E[reward], divided by σ only if the penalty is in the loss: a penalty in the reward is divided as well."""
     whitened = not isinstance(config, online.PpoConfig) or config.whiten_advantages
     return "E[reward]/σ of the batch" if whitened and config.kl.place == "loss" else "E[reward]"
 
 
 def centred_gain(config: Any) -> str:
-    """A group's mean includes the answer itself: 1/k of the reward is lost, and 1/k of a penalty in the reward."""
+    """The group's mean includes the answer itself, so 1/k of the reward and of a penalty in the reward is lost."""
     return "E[reward]" if config.kl.place == "reward" else f"{1 - 1 / config.group:.3g}·E[reward]"
 
 
 def centred_whitened_gain(config: Any) -> str:
-    """As :func:`centred_gain`, divided by σ: only a penalty in the loss is not divided as well."""
+    """As :func:`centred_gain`, divided by σ; a penalty in the reward is divided too, one in the loss is not."""
     return "E[reward]" if config.kl.place == "reward" else "E[(reward − group mean)/σ of the batch]"
 
 

@@ -1,18 +1,18 @@
-"""The table of alignment methods: everything that makes one method differ from another is in its row.
+"""The table of alignment methods: everything specific to a method is in its row.
 
 **How to add a method.** Two source files:
 
-1. ``rl_config.py`` (``offline_config.py`` if it learns from judged answers): a configuration class with the method's
-   name in ``method`` and its own settings, and a place in the union of methods. This makes it part of recipes, of the
-   reference pages and of the checks of every setting.
-2. This file: a row. For an online method: how advantages come from rewards, how token losses are reduced, the
-   surrogate if it is not PPO's, and the update (:func:`~trimtab.trainers.rl_update.clipped_update` unless the loss is
-   another one). For an offline method: the loss of a pair or of a ranking. For both: the label, what the method is
-   known to do wrong, and the objective as ``trimtab plan`` prints it.
+1. ``rl_config.py``, or ``offline_config.py`` if the method learns from judged answers: a configuration class with the
+   method's name in ``method`` and its own settings, added to the union of methods. Recipes, the reference pages and the
+   checks of settings then include it.
+2. This file: a row. For an online method it names the advantages, the reduction of token losses, the surrogate if it is
+   not PPO's, and the update (:func:`~trimtab.trainers.rl_update.clipped_update` unless the loss is a different one).
+   For an offline method it names the loss of a pair or of a ranking. For both: the label, the known weakness, and the
+   objective as ``trimtab plan`` prints it.
 
-A formula that no other method has goes into :mod:`trimtab.algos` as a pure function, with its equation, source and a
-test against values from elsewhere. Nothing else needs to know the method: the trainers, the plan, the report and the
-checks of step rewards, soft labels and reference log-probabilities read the row. Then add the method to
+A new formula goes into :mod:`trimtab.algos` as a pure function, with its equation, source and a test against values
+from elsewhere. Nothing else needs to know the method: the trainers, the plan, the report and the checks of step
+rewards, soft labels and reference log-probabilities read the row. Then add the method to
 ``docs/how-to/choose-a-method.md``, to ``docs/explanation/methods-and-papers.md`` and to the learning tests
 (``tests/learning``), which every method must pass.
 
@@ -93,12 +93,12 @@ class OnlineMethod:
     objective: Callable[[Any], str]
     """(config) → what it maximises or minimises, with the settings filled in."""
     update: Callable[[Update[Any]], Metrics]
-    """What a rollout batch does to the policy."""
+    """(rollout batch with what the update needs) → metrics; updates the policy."""
     advantages: Advantages | None = None
     """How much better each token was than expected; None: the update uses scores only."""
     component_advantages: Callable[[Any, TensorBR, TensorR, MaskBT], TensorBT] | None = None
     """(config, each named reward ``[B, R]``, their weights ``[R]``, response mask ``[B, T]``) → advantages ``[B, T]``,
-    in place of ``advantages``; None: the method knows only the weighted sum."""
+    instead of ``advantages``; None: the method uses only the weighted sum."""
     reduction: Callable[[Any, TensorBT, MaskBT, Norms], Tensor] | None = None
     """(config, token losses ``[B, T]``, response mask ``[B, T]``, sizes of the optimiser step) → the micro-batch's
     share of the step's loss; None: the update reduces its own loss."""
@@ -106,12 +106,12 @@ class OnlineMethod:
     """What :func:`~trimtab.trainers.rl_update.clipped_update` minimises at each token: PPO's clipped ratio, or another
     loss of the ratio."""
     critic: bool = False
-    """True: it trains a critic."""
+    """True: the method trains a critic."""
     step_rewards: bool = False
     """True: a reward counts only for the tokens before it, so rewards can be placed at the steps of an answer."""
     opponent: Callable[[Any], float] | None = None
-    """(config) → the reference's share in the mixture that draws an opponent's answer for each answer of the policy; 1:
-    the reference itself. None: there is no opponent."""
+    """(config) → the reference's share in the mixture that draws the opponent's answers, one for each answer of the
+    policy; 1: the reference itself. None: there is no opponent."""
     scores_wins: bool = False
     """True: the score of an answer is P(it beats its opponent's) − ½."""
     skips_flat_groups: bool = False
@@ -119,7 +119,7 @@ class OnlineMethod:
 
     @property
     def several_rewards(self) -> bool:
-        """True: it knows each named reward, not only their weighted sum."""
+        """True: the method uses each named reward, not only their weighted sum."""
         return self.component_advantages is not None
 
 
@@ -140,11 +140,11 @@ class OfflineMethod:
     loss: Callable[[Any, Pairs], Tensor] | None = None
     """(config, pairs) → ``[P]``; None: it learns from single answers, or from whole rankings."""
     ranking_loss: Callable[[Any, TensorNK, MaskNK, TensorN], Tensor] | None = None
-    """(config, log π/ref ``[N, K]`` from best to worst, which places hold an answer, how many of them are ordered
-    ``[N]``) → ``[N]``; None: it learns from pairs, or from single answers."""
+    """(config, log π/ref ``[N, K]`` from best to worst, mask ``[N, K]`` of places with an answer, number of ordered
+    places ``[N]``) → ``[N]``; None: it learns from pairs, or from single answers."""
     mean_ratio: Callable[[Any], bool] = lambda config: False
-    """(config) → True: its loss needs :attr:`~trimtab.trainers.pairs.Pairs.mean_ratio`, for one more pass of each
-    step."""
+    """(config) → True: its loss needs :attr:`~trimtab.trainers.pairs.Pairs.mean_ratio`, which takes an additional pass
+    in each step."""
     reference: bool = True
     """True: it compares with the log-probabilities of a reference model."""
     soft_labels: bool = False
@@ -461,7 +461,7 @@ METHODS: Mapping[str, OnlineMethod | OfflineMethod] = {**ONLINE, **OFFLINE}
 
 
 def methods_with(**properties: bool) -> list[str]:
-    """Names of the methods whose rows have these values, for messages: ``methods_with(step_rewards=True)``."""
+    """Names of the methods whose rows have these values, as in ``methods_with(step_rewards=True)``; for messages."""
     return [
         name
         for name, row in METHODS.items()

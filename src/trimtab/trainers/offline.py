@@ -36,12 +36,12 @@ def fit(
         policy: what is trained.
         items: rankings or answers.
         config: the method's settings.
-        weight: of an item in the loss.
-        parts: micro-batches of an optimiser step's items, each with its ids.
-        loss: a micro-batch's share of the step's loss, and of its metrics.
+        weight: item → its weight in the loss.
+        parts: an optimiser step's items → its micro-batches, each with its ids.
+        loss: a micro-batch → its share of the step's loss and metrics.
         seed: order of the items and dropout.
-        session: logging, checkpoints, stopping; None: silent, saves nothing.
-        reference: follows the policy, as ``config.reference_update`` says; None: nothing does.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
+        reference: moving reference, updated as ``config.reference_update`` says; None: there is none.
 
     Raises:
         ConfigError: the reference would first be updated after the last step.
@@ -67,7 +67,7 @@ def fit(
 
 
 def added_up(shares: Iterable[tuple[Tensor, Metrics]]) -> Metrics:
-    """The objective and its metrics from the shares of micro-batches."""
+    """Sum the shares of micro-batches into the objective and its metrics."""
     total: Metrics = {"loss": 0.0}
     for loss, metrics in shares:
         for name, share in {"loss": float(loss), **metrics}.items():

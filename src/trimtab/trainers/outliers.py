@@ -1,8 +1,8 @@
-"""How far answers are from those a reward model was trained on, by its own hidden states.
+"""How far answers are from a reward model's training answers, measured on its own hidden states.
 
-A reward model's score means little where it saw no data. Mahalanobis distance of the last hidden state from a Gaussian
-of the training answers: Lee et al. 2018 (arXiv 1807.03888); as a sign of reward hacking: Miao et al. 2024 (InfoRM,
-arXiv 2402.09345). Shapes: B sequences, H hidden units.
+A reward model's score means little far from its training data. The measure is the Mahalanobis distance of the last
+hidden state from a Gaussian of the training answers: Lee et al. 2018 (arXiv 1807.03888); as a sign of reward hacking:
+Miao et al. 2024 (InfoRM, arXiv 2402.09345). Shapes: B sequences, H hidden units.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,7 +16,7 @@ from trimtab.models import PASS_TOKENS, FrozenStates, Role
 from trimtab.trainers.rankings import Ranking, tokens_of_rankings
 
 QUANTILE = 0.99
-"""Training answers within the limit, of those that the Gaussian was not fitted to."""
+"""Share of training answers within the limit, among those that the Gaussian was not fitted to."""
 
 
 @torch.no_grad()
@@ -37,24 +37,24 @@ def hidden_states(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Known:
-    """The training answers as a Gaussian, and the distance within which most of them lie."""
+    """A Gaussian of the training answers, and the distance within which most of them lie."""
 
     mean: Tensor
     """``[H]``."""
     precision: Tensor
     """``[H, H]``."""
     limit: float
-    """Squared distance of the :data:`QUANTILE` of training answers that the Gaussian was not fitted to."""
+    """Quantile :data:`QUANTILE` of squared distances, over the training answers that the Gaussian was not fitted to."""
 
     def outliers(self, features: Tensor) -> Tensor:
-        """``[B]`` bool, True: further away than the limit."""
+        """``[B]`` bool, True: beyond the limit."""
         return squared_distances(features, self.mean, self.precision) > self.limit
 
 
 def known_answers(features: Tensor, prompts: Sequence[Hashable]) -> Known:
     """Fit the Gaussian to the answers to every second prompt and the limit to the others.
 
-    Answers to one prompt are alike, so those of the prompts that the Gaussian was fitted to are closer to it than the
+    Answers to one prompt are similar, so further answers to the prompts of the fit are closer to the Gaussian than
     answers to a new prompt.
 
     Args:
@@ -62,7 +62,7 @@ def known_answers(features: Tensor, prompts: Sequence[Hashable]) -> Known:
         prompts: the prompt of each answer.
 
     Raises:
-        TrainingError: fewer than 20 answers, or a single prompt.
+        TrainingError: there are fewer than 20 answers, or only one prompt.
     """
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     if len(features) < 20 or len(places) < 2:
@@ -84,7 +84,7 @@ def squared_distances(features: Tensor, mean: Tensor, precision: Tensor) -> Tens
 
 
 def shrunk_covariance(features: Tensor) -> Tensor:
-    """Ledoit and Wolf's covariance, which has an inverse with fewer rows than columns.
+    """Ledoit and Wolf's covariance, which is invertible even with fewer rows than columns.
 
     (1 − δ) S + δ m I with m = tr S / H, δ = min(b², d²) / d², d² = ‖S − m I‖² / H, b² = Σ_i ‖x_i x_iᵀ − S‖² / (B² H).
     Source: Ledoit and Wolf, Journal of Multivariate Analysis 88 (2004), 365–411, section 3.

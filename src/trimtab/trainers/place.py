@@ -1,4 +1,4 @@
-"""Where a process of several is: its number, and where the others meet it."""
+"""A process's place among several: its rank, and the address where the ranks meet."""
 
 import os
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from trimtab.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Which rank this process is, and where the ranks meet."""
+    """Rank of this process, and the address of the store where the ranks meet."""
 
     rank: int
-    """From 0."""
+    """Rank of this process, from 0."""
     size: int
     """Number of ranks."""
     local_rank: int
-    """Number of this process among those on this machine; chooses the accelerator."""
+    """Number of this process among those on this machine, from 0; selects the accelerator."""
     local_size: int
     """Processes on this machine."""
     host: str
-    """Of the store."""
+    """Host of the store."""
     port: int
-    """Of the store."""
+    """Port of the store."""
     serves: bool
     """True: this process runs the store; False: another process does."""
     attempt: str
-    """Keys of another attempt under the same launcher are not read."""
+    """Number of this attempt under the launcher; keys of other attempts are not read."""
 
     @classmethod
     def from_environment(cls) -> "Place | None":
-        """What torchrun or ``trimtab run`` told this process; None: it is the only one.
+        """The place that torchrun or ``trimtab run`` set in the environment; None: this is the only process.
 
         Raises:
             ConfigError: some of the variables are missing or are no numbers.

@@ -3,9 +3,8 @@
 L = (1/N) Σ_rankings w · mean over its strict pairs of ℓ(pair),  N = Σ w of the optimiser step
 
 ℓ is a function of log π(answer) summed over response tokens and, for methods with a reference, of log ref(answer);
-which one is in the method's row of :mod:`trimtab.trainers.methods`. A method may have a loss of the whole ranking in
-place of the mean over its pairs. Every answer of a ranking is run once, however
-many pairs it is in.
+the method's row in :mod:`trimtab.trainers.methods` names the function. A method may have a loss of the whole ranking
+instead of the mean over its pairs. Each answer of a ranking is run once, however many pairs it is in.
 """
 
 from collections.abc import Sequence
@@ -41,9 +40,9 @@ class _Part:
     reference: Tensor | None
     """``[answers]``, log ref, nats; None: the method has no reference."""
     mean_chosen_length: float
-    """See :class:`Pairs`; of the whole step."""
+    """Mean over the whole step, see :class:`Pairs`."""
     mean_ratio: float = 0.0
-    """The same."""
+    """Mean over the whole step, see :class:`Pairs`."""
 
 
 def train_preference(
@@ -63,15 +62,14 @@ def train_preference(
         rankings: from :func:`~trimtab.trainers.encode_preferences`; margins belong to reward models and are not used.
         config: the method and its settings.
         reference: log ref of every answer of every ranking, nats, from :func:`answer_logprobs`; None for the methods
-            that have no reference. With ``config.reference_update`` they are computed again in each step, and none is
-            stored.
+            that have no reference. With ``config.reference_update`` they are recomputed in each step and not stored.
         seed: order of the rankings and dropout.
-        session: logging, checkpoints, stopping; None: silent, saves nothing.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
         start: the reference's model; needed with ``config.reference_update``.
 
     Raises:
-        ConfigError: soft labels, or ties above the last place, for a method whose formula has none; a
-            ``reference_update`` for a method without a reference, without ``start``, or that never comes.
+        ConfigError: the method's formula does not allow soft labels, or ties above the last place; or
+            ``reference_update`` is set for a method without a reference, without ``start``, or beyond the last step.
         DataError: no ranking has a better and a worse answer.
         NonFiniteError: the loss became NaN or infinite.
     """
@@ -141,7 +139,7 @@ def evaluate_preference(
 def _usable(
     rankings: Sequence[Ranking], config: PairConfig, reference: Reference | None
 ) -> tuple[list[Ranking], list[Sequence[float]] | None]:
-    """The rankings that hold a strict pair, and their reference log-probabilities, after checks of all of them."""
+    """Check all rankings; return those with a strict pair, and their reference log-probabilities."""
     method = OFFLINE[config.method]
     if (reference is not None) != method.reference:
         problem = "takes no reference log-probabilities" if reference is not None else "needs them (answer_logprobs)"
@@ -175,10 +173,10 @@ def _usable(
 
 
 def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
-    """Refuse rankings with ties above the last place: a loss of whole rankings has no formula for them.
+    """Refuse rankings with ties above the last place: losses of whole rankings have no formula for them.
 
     Raises:
-        ConfigError: naming the first.
+        ConfigError: there is such a ranking; names the first.
     """
     tied = [r.id for r in rankings if any(r.ranks.count(rank) > 1 for rank in r.ranks if rank < max(r.ranks))]
     if tied:
@@ -190,7 +188,7 @@ def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
 
 
 def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, which places are filled, and how many are ordered."""
+    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, the mask of filled places, how many are ordered."""
     rows, ordered, start = [], [], 0
     for ranking in rankings:
         places = ranking.best_first()
@@ -209,7 +207,7 @@ def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor
 def _with_mean_ratio(
     policy: Role, parts: list[_Part], config: PairConfig, states: FrozenStates | None = None, group: Group = ALONE
 ) -> list[_Part]:
-    """The parts of a step with its mean log-ratio, which one more pass gives, if the method needs it."""
+    """The parts of a step, with its mean log-ratio if the method needs it; computing it takes an additional pass."""
     if not OFFLINE[config.method].mean_ratio(config):
         return parts
 
@@ -238,7 +236,7 @@ def _parts(
 
 
 def _mean_chosen_length(rankings: Sequence[Ranking]) -> float:
-    """Response tokens of the better answer of a pair, averaged with the pairs' weights."""
+    """Mean number of response tokens of the better answer, over pairs with their weights."""
     table = PairTable.of(rankings)
     lengths = [len(s) - r.prompt_length for r in rankings for s in r.sequences]
     total = sum(w * lengths[i] for w, i in zip(table.weights, table.better.tolist(), strict=True))

@@ -1,8 +1,10 @@
 """Process reward model: cross-entropy of "this step is right" at the end of every judged step.
 
-L = (1/N) Σ over the N judged steps of a step's solutions of −y log σ(z) − (1 − y) log σ(−z), z the scalar head at the
-step's last token (Lightman et al. 2023, arXiv 2305.20050, section 2.6; shares of rollouts as soft y: Wang et al. 2023,
-arXiv 2312.08935). Nothing is known about steps after the first wrong one, so they have no loss.
+L = (1/N) Σ −y log σ(z) − (1 − y) log σ(−z)
+
+The sum is over the N judged steps of an optimiser step's solutions; z is the scalar head at the last token of a judged
+step. Source: Lightman et al. 2023 (arXiv 2305.20050), section 2.6; shares of rollouts as soft y: Wang et al. 2023
+(arXiv 2312.08935). Nothing is known about steps after the first wrong one, so they have no loss.
 """
 
 from collections.abc import Sequence
@@ -57,16 +59,17 @@ class Solution:
     ends: list[int]
     """Place in ``tokens`` of the last token of each step."""
     targets: list[float | None]
-    """For each step 1 (right), 0 (wrong) or between; None: not known."""
+    """For each step 1 (right), 0 (wrong) or a value between; None: not known."""
 
 
 def encode_solutions(
     chat: Chat, labels: Sequence[StepLabel], separator: str
 ) -> tuple[list[Solution], list[StepLabel], dict[str, Any]]:
-    """Solutions as tokens, the labels they come from, and how many were left out, by reason.
+    """Solutions as tokens, their labels, and the number left out, by reason.
 
-    ``too_long``: does not fit the context; ``unrendered``: reasons why the chat template cannot take a label, by id.
-    ``separated``: steps that hold the separator. They are trained on at their end only, and at use would be several.
+    ``too_long``: does not fit the context. ``unrendered``: why the chat template cannot render a label, by id.
+    ``separated``: number of steps that contain the separator. They are trained on only at their end, but would be read
+    as several steps when the model is used.
     """
     solutions, used = [], []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}, "separated": 0}
@@ -90,14 +93,14 @@ def encode_solutions(
 def train_process(
     role: Role, solutions: Sequence[Solution], config: ProcessConfig, *, seed: int, session: Session | None = None
 ) -> None:
-    """Train ``role`` (with scalar head) in place.
+    """Train ``role``, which has a scalar head, in place.
 
     Args:
         role: the process reward model.
         solutions: what it learns from.
-        config: how.
-        seed: of the order of the solutions and of dropout.
-        session: surroundings; None: silent.
+        config: settings.
+        seed: seed of the order of the solutions and of dropout.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
 
     Raises:
         DataError: no step is judged, or all judged steps have one label.
@@ -136,7 +139,7 @@ def _collate(solutions: Sequence[Solution], role: Role) -> Batch:
 
 
 def _loss(role: Role, solutions: Sequence[Solution], part: Batch, norms: Norms) -> tuple[Tensor, Metrics]:
-    """The part's share of the loss and of the accuracy: judged steps on the right side of one half."""
+    """The part's share of the loss and of the accuracy: the share of judged steps on the right side of one half."""
     logits = step_logits(role, part)
     labels, mask = torch.zeros(logits.shape), torch.zeros(logits.shape, dtype=torch.bool)
     for row, solution in enumerate(solutions):

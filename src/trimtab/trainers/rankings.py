@@ -1,4 +1,4 @@
-"""Preferences as tokens: rankings of answers, their pairs, and batches of them."""
+"""Preferences as tokens: rankings of answers, pairs of their answers, and batches of rankings."""
 
 import random
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ class PairVote:
     """One annotator's vote on two answers of a ranking."""
 
     annotator: int
-    """Number of the annotator, from 0; −1: the average one."""
+    """Number of the annotator, from 0; −1: the average annotator."""
     first: int
-    """Place of an answer in the ranking."""
+    """Place of one answer in the ranking."""
     second: int
-    """Place of another one."""
+    """Place of the other answer."""
     outcome: int
     """0: the first is better; 1: a tie; 2: the second is."""
     shown: float
-    """1: the first was shown before the second; −1: after it; 0: not known."""
+    """1: the first answer was shown before the second; −1: after it; 0: not known."""
     weight: float
-    """How many votes it counts for; above 0."""
+    """Number of votes that it counts for; above 0."""
     apart: tuple[float, ...] = ()
-    """Features of the first answer's text minus those of the second's, for a taste; empty where none is asked for."""
+    """Text features of the first answer minus those of the second, for a taste; empty if no taste is modelled."""
     taste: float = 0.0
-    """What the annotator's taste adds to the difference of the rewards; 0: none is known."""
+    """Addition to the difference of the rewards from the annotator's taste; 0: no taste is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,22 +44,22 @@ class Ranking:
     id: str
     """Id of the preference."""
     sequences: list[list[int]]
-    """Prompt and answer, tokens, one per answer."""
+    """Tokens of prompt and answer, one list per answer."""
     prompt_length: int
-    """How many tokens of each sequence are the prompt."""
+    """Number of prompt tokens of each sequence."""
     ranks: tuple[int, ...]
-    """0 = best, equal = tie."""
+    """Rank of each answer: 0 is best, equal ranks are a tie."""
     probability: float | None
     """Soft label P(first is better) of a pair, between 0 and 1; None: the ranks are certain. A label of exactly 0 or 1
     is certain and becomes ranks."""
     margin: float | None
-    """Required distance in reward units; None: none."""
+    """Required difference of the rewards; None: none."""
     weight: float
     """Weight in the loss."""
     head: int = 0
-    """The reward model's head that this label is about."""
+    """The reward model's head that this label trains."""
     votes: tuple[PairVote, ...] = ()
-    """The annotators' votes that it was made from; empty where they are not known."""
+    """The annotators' votes that the label was made from; empty if not known."""
 
     def __post_init__(self) -> None:
         if self.probability in (0.0, 1.0):
@@ -67,14 +67,14 @@ class Ranking:
             object.__setattr__(self, "probability", None)
 
     def pairs(self) -> Tensor:
-        """Winner and loser of every strict pair of different answers, ``[P, 2]``; of a soft label its two answers.
+        """Winner and loser of every strict pair of different answers, ``[P, 2]``; with a soft label, its two answers.
 
         Two answers with the same tokens always have the same reward, so they make no pair.
         """
         return _as_pairs(self._strict())
 
     def tied_pairs(self) -> Tensor:
-        """Both of every two different answers of equal rank, ``[P, 2]``; none with a soft label, which holds ties."""
+        """Pairs of different answers of equal rank, ``[P, 2]``; none with a soft label, which includes ties."""
         return _as_pairs(self._tied())
 
     def _strict(self) -> list[tuple[int, int]]:
@@ -92,9 +92,9 @@ class Ranking:
         return [(i, j) for i, j in tied if self.sequences[i] != self.sequences[j]]
 
     def cast(self) -> list[PairVote]:
-        """Its votes on different answers; without any, its label as votes of the average annotator.
+        """The votes on different answers; if there are none, the label as votes of the average annotator.
 
-        All pairs of K answers together are then K − 1 votes, times its weight.
+        In that case all pairs of K answers together count as K − 1 votes, times the ranking's weight.
         """
         if self.votes:
             return [v for v in self.votes if self.sequences[v.first] != self.sequences[v.second]]
@@ -106,16 +106,16 @@ class Ranking:
         return [PairVote(annotator=-1, first=i, second=j, outcome=k, shown=0.0, weight=w) for i, j, k, w in votes]
 
     def _shares(self) -> tuple[tuple[int, float], tuple[int, float]]:
-        """Outcomes of a soft label and their shares; one half is a tie."""
+        """Outcomes of a soft label and their shares; a probability of one half is a tie."""
         assert self.probability is not None
         if self.probability == 0.5:
             return (1, 1.0), (0, 0.0)
         return (0, self.probability), (2, 1 - self.probability)
 
     def best_first(self) -> list[int]:
-        """Places of the answers from best to worst; of a soft label, as they are.
+        """Places of the answers from best to worst; with a soft label, in the given order.
 
-        Of answers with the same tokens only the best stays: an answer is not worse than itself.
+        Of answers with the same tokens only the best is kept: an answer is not worse than itself.
         """
         places: dict[tuple[int, ...], int] = {}
         count = len(self.sequences)
@@ -130,29 +130,29 @@ def _as_pairs(pairs: Sequence[tuple[int, int]]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairTable:
-    """All strict pairs of several rankings, and on request the tied ones.
+    """All strict pairs of several rankings, optionally with the tied pairs.
 
-    Legend: P pairs; answers are counted through, ranking by ranking.
+    Legend: P pairs. Answers are numbered across all rankings.
     """
 
     better: Tensor
-    """``[P]`` int64, place of the better answer (of a soft label, of the first)."""
+    """``[P]`` int64, number of the better answer (with a soft label, the first)."""
     worse: Tensor
-    """``[P]`` int64, place of the other one."""
+    """``[P]`` int64, number of the other answer."""
     weights: list[float]
     """Weight of each pair: its ranking's, divided by the ranking's number of pairs."""
     probabilities: list[float]
     """P(better is better); 1 where the ranks are certain."""
     margins: list[float]
-    """Required distance in reward units; 0 where none is given."""
+    """Required difference of the rewards; 0 if none is given."""
     rankings: list[int]
     """Place of each pair's ranking."""
     tied: list[bool]
-    """True: both answers have one rank."""
+    """True: both answers have the same rank."""
 
     @classmethod
     def of(cls, rankings: Sequence[Ranking], *, ties: bool = False) -> "PairTable":
-        """The pairs of these rankings; ``ties``: True: with those of equal rank."""
+        """The pairs of these rankings; with ``ties`` also those of equal rank."""
         pairs: list[tuple[int, int]] = []
         weights: list[float] = []
         probabilities: list[float] = []
@@ -187,7 +187,7 @@ class PairTable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankingBatch:
-    """Whole rankings and the tokens of all their answers, one after the other."""
+    """Whole rankings, and the tokens of all their answers in order."""
 
     rankings: list[Ranking]
     tokens: Batch
@@ -196,19 +196,22 @@ class RankingBatch:
 
     @property
     def ids(self) -> list[str]:
-        """Of the preferences, for messages."""
+        """Ids of the preferences, for messages."""
         return [r.id for r in self.rankings]
 
 
 def encode_preferences(
     chat: Chat, preferences: Sequence[Preference], *, ties: bool = False, objectives: Sequence[str] = ()
 ) -> tuple[list[Ranking], list[Preference], dict[str, Any]]:
-    """Rankings as tokens, the preferences they come from, and how many were left out, by reason.
+    """Rankings as tokens, their preferences, and the number left out, by reason.
 
-    ``too_long``: does not fit the context; ``tied``: all answers have one rank (with ``ties`` usable); ``identical``:
-    the answers that differ in rank have the same tokens. ``identical_pairs`` are such pairs in rankings that have other
-    pairs too; those stay. ``unrendered`` holds the reason for each preference, by id, that the chat template cannot
-    take. With ``objectives``, a preference is about the head that has its criterion's place there.
+    - ``too_long``: does not fit the context.
+    - ``tied``: all answers have the same rank; usable with ``ties``.
+    - ``identical``: the answers that differ in rank have the same tokens. ``identical_pairs`` counts such pairs in
+      rankings that also have other pairs; these rankings are kept.
+    - ``unrendered``: why the chat template cannot render a preference, by id.
+
+    With ``objectives``, a preference trains the head at the place of its criterion in ``objectives``.
     """
     rankings, used = [], []
     left_out: dict[str, Any] = {"too_long": 0, "tied": 0, "identical": 0, "identical_pairs": 0, "unrendered": {}}
@@ -249,10 +252,10 @@ def learnable(rankings: Sequence[Ranking], *, ties: bool = False) -> list[int]:
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out; all entries with one id fall on the same side.
+    """Indices to train on and to hold out; all entries with the same id are on the same side.
 
     Raises:
-        DataError: nothing is left to train on.
+        DataError: no entry is left to train on.
     """
     held = held_out(ids, share, seed)
     if ids and len(held) == len(ids):
@@ -261,7 +264,7 @@ def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int
 
 
 def held_out(ids: Sequence[str], share: float, seed: int) -> list[int]:
-    """Indices to set aside; all entries with one id are set aside together."""
+    """Indices to hold out; all entries with the same id are held out together."""
     unique = sorted(set(ids))
     random.Random(f"{seed}|holdout").shuffle(unique)
     held = set(unique[: round(len(unique) * share)])
@@ -269,13 +272,13 @@ def held_out(ids: Sequence[str], share: float, seed: int) -> list[int]:
 
 
 def tokens_of_rankings(rankings: Sequence[Ranking], device: torch.device) -> Batch:
-    """Every answer of every ranking, one after the other; a ranking's prompt is computed once."""
+    """A batch of every answer of every ranking, in order; a ranking's prompt is computed once."""
     pairs = [(s[: r.prompt_length], s[r.prompt_length :]) for r in rankings for s in r.sequences]
     return collate_answers(pairs, device)
 
 
 def ranking_batches(rankings: Sequence[Ranking], micro_batch_tokens: int, role: Role) -> list[RankingBatch]:
-    """Whole rankings of similar size, up to so many tokens (one ranking at least); a prompt counts once."""
+    """Batches of rankings of similar size, at most ``micro_batch_tokens`` (or one ranking); a prompt counts once."""
     batches = []
     for places in parts_of_like_size([packed_size(r) for r in rankings], micro_batch_tokens):
         group = [rankings[place] for place in places]
@@ -285,7 +288,7 @@ def ranking_batches(rankings: Sequence[Ranking], micro_batch_tokens: int, role: 
 
 
 def packed_size(ranking: Ranking) -> int:
-    """Tokens of a ranking when its prompt is computed once."""
+    """Number of tokens of a ranking if its prompt is computed once."""
     return ranking.prompt_length + sum(len(s) - ranking.prompt_length for s in ranking.sequences)
 
 

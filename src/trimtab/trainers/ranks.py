@@ -1,13 +1,13 @@
 """A group of several processes, over ``torch.distributed``.
 
-Records and numbers travel over Gloo on the CPU; tensors of an accelerator are added up over NCCL. A small key-value
-store beside them holds where each rank is. It is what makes a message possible: when a connection breaks or a deadline
-passes, the store says which rank did not come, what it did last, and with which error it stopped.
+Records and numbers are exchanged over Gloo on the CPU; tensors on an accelerator are summed over NCCL. A separate small
+key-value store records what each rank is doing. When a connection breaks or a deadline passes, the error message uses
+the store to name the missing rank, what it did last, and the error it stopped with.
 
 =============  =====================================================
-``at/RANK``    number of its latest meeting with the others, and its phase
-``alive/RANK`` counts up every few seconds while the process lives
-``ended/RANK`` why it stopped
+``at/RANK``    number of the rank's latest meeting with the others, and its phase
+``alive/RANK`` counter, raised every few seconds while the process lives
+``ended/RANK`` why the rank stopped
 ``once``       number of the latest meeting that the first rank has opened
 =============  =====================================================
 """
@@ -33,13 +33,13 @@ dist: Any = torch.distributed  # its type stubs leave out the stores
 Result = TypeVar("Result")
 
 BUCKET = 1 << 24
-"""Numbers that are summed over the ranks in one message."""
+"""Largest number of values that are summed over the ranks in one message."""
 
 BEAT = 2.0
-"""Seconds between two signs of life, at most."""
+"""Most seconds between two signs of life."""
 
 _EXCHANGE = re.compile("gloo|nccl|connection|timed out", re.IGNORECASE)
-"""In a message of torch: what failed was sending or receiving."""
+"""Matches torch's messages about failed sending or receiving."""
 
 CONTINUE = "what is finished is saved; run the same command to continue from the last checkpoint"
 
@@ -48,13 +48,13 @@ class Ranks(Group):
     """This process and the others. Leave with :meth:`leave`.
 
     Args:
-        place: of this process.
+        place: place of this process.
         deadline: seconds that a rank may be late.
-        shards: True: models of which all weights are trained are divided among the ranks.
+        shards: True: models whose weights are all trained are sharded over the ranks.
 
     Raises:
         ConfigError: the port is in use.
-        RankError: not all ranks came in time.
+        RankError: not all ranks connected in time.
     """
 
     def __init__(self, place: Place, *, deadline: float, shards: bool = False) -> None:
@@ -92,7 +92,7 @@ class Ranks(Group):
 
     def gather(self, phase: str, compute: Callable[[], Result]) -> list[Result]:
         """As :meth:`Group.gather`."""
-        if self.shards:  # what is computed may exchange weights
+        if self.shards:  # ``compute`` may exchange weights
             self._arrive(phase)
             with self.explained():
                 message = (phase, *_attempted(compute))
@@ -105,7 +105,7 @@ class Ranks(Group):
             with self._explained(phase):
                 dist.all_gather_object(messages, message, group=self._objects)
         except RankError:
-            if message[2] is not None:  # the others were in a pass that this rank left
+            if message[2] is not None:  # the others were in a pass that this rank has left
                 raise message[2] from None
             raise
         phases = [other for other, _, _ in messages]
@@ -121,7 +121,7 @@ class Ranks(Group):
         return [value for _, value, _ in messages]
 
     def once(self, phase: str, compute: Callable[[], Result]) -> Result:
-        """As :meth:`Group.once`. Other ranks wait as long as the first one gives signs of life."""
+        """As :meth:`Group.once`. The other ranks wait as long as the first one shows signs of life."""
         self._arrive(phase)
         message: list[Any] = [None]
         if self.first:
@@ -154,14 +154,14 @@ class Ranks(Group):
                     tensor.copy_(part.view(tensor.shape))
 
     def leave(self, error: BaseException | None = None) -> bool:
-        """End this rank's part, telling the others why.
+        """Leave the group and tell the other ranks why.
 
         Returns:
             True: the first rank stopped with the same error and reports it, so this rank need not.
         """
         text = "" if error is None else f"{type(error).__name__}: {error}"
         told = False
-        with suppress(Exception):  # the store may be gone, which the others notice by themselves
+        with suppress(Exception):  # the store may be gone; the others notice that too
             self._store.set(f"ended/{self.rank}", text)
             if error is not None and not self.first:
                 told = self._same_as_first(text)
@@ -182,7 +182,7 @@ class Ranks(Group):
             self._store.set(f"at/{self.rank}", f"{self._meetings}|{phase}")
 
     def _tell(self, error: TrimtabError | None) -> None:
-        """Leave word of an error for ranks that wait for this one in a pass of a sharded model."""
+        """Report an error to ranks that wait for this one in a pass of a sharded model."""
         if error is not None:
             with self._store_errors():
                 self._store.set(f"failed/{self.rank}", f"{self._meetings}|{type(error).__name__}: {error}")
@@ -195,7 +195,7 @@ class Ranks(Group):
         return text if int(meeting) == self._meetings else None
 
     def _wait_for_first(self, phase: str) -> None:
-        """Until the first rank has opened this meeting. It may work for hours, but must not fall silent."""
+        """Wait until the first rank has opened this meeting. It may work for hours while it shows signs of life."""
         last, heard = "", time.monotonic()
         pause = 0.01
         with self._store_errors():
@@ -209,7 +209,7 @@ class Ranks(Group):
                 pause = min(0.2, 2 * pause)
 
     def _wait_for_all(self) -> None:
-        """Until every rank has connected."""
+        """Wait until every rank has connected."""
 
         def missing() -> list[int]:
             return [rank for rank in range(self.size) if not self._store.check([f"at/{rank}"])]
@@ -222,7 +222,7 @@ class Ranks(Group):
             )
 
     def _poll(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something is so, at most so long; False: it is not."""
+        """Wait until ``ready`` returns True, at most ``seconds``; False: it did not."""
         end = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > end:
@@ -234,7 +234,7 @@ class Ranks(Group):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Inside, an exchange of weights that breaks becomes an error that names the rank which is missing."""
+        """Inside the context, a failed exchange of weights raises an error that names the missing rank."""
         try:
             yield
         except RuntimeError as error:
@@ -255,10 +255,10 @@ class Ranks(Group):
         )
 
     def _error(self, phase: str, cause: str) -> RankError:
-        """Which rank is missing and why, as far as the store knows."""
+        """An error that says which rank is missing and why, as far as the store knows."""
         here = f"rank {self.rank} of {self.size} waited at {phase!r}"
         with self._store_errors():
-            # A rank that is alive and finds the connection broken says so within moments; a dead one cannot.
+            # A live rank that finds the connection broken reports it within moments; a dead one cannot.
             self._store.set(f"lost/{self.rank}", "1")
             others = [rank for rank in range(self.size) if rank != self.rank]
             self._poll(lambda: all(self._ended(r) or self._store.check([f"lost/{r}"]) for r in others), 1.0)
@@ -291,7 +291,7 @@ class Ranks(Group):
         return self._store.get(key).decode()
 
     def _same_as_first(self, text: str) -> bool:
-        """True: the first rank stops with this error too, perhaps with more to say about it."""
+        """True: the first rank stops with this error too, possibly with a longer message."""
         self._poll(lambda: self._ended(0) is not None, 2.0)
         return (self._ended(0) or "").startswith(text)
 
@@ -320,18 +320,18 @@ class Ranks(Group):
         return dist.PrefixStore(_prefix(place.attempt), store)
 
     def _beat(self, store: Any) -> None:
-        """Give signs of life over a connection of its own: the other one is busy while this rank waits."""
+        """Send signs of life over a separate connection, because the main one is busy while this rank waits."""
         count = 0
         while not self._stopped.wait(min(BEAT, self._deadline / 4)):
             count += 1
             try:
                 store.set(f"alive/{self.rank}", str(count))
-            except Exception:  # the store is gone; the next meeting says so
+            except Exception:  # the store is gone; the next meeting reports it
                 return
 
 
 def serve() -> tuple[Any, int]:
-    """A store for ranks that this process starts, on a port that is free; it lives as long as the result does.
+    """A store on a free port, for ranks that this process starts; it lives as long as the returned object.
 
     Returns:
         the store and its port.
@@ -341,7 +341,7 @@ def serve() -> tuple[Any, int]:
 
 
 def report_end(store: Any, rank: int, why: str) -> None:
-    """Tell the other ranks that one is gone, unless it told them itself."""
+    """Tell the other ranks that ``rank`` is gone, unless it has told them itself."""
     if not store.check([f"ended/{rank}"]):
         store.set(f"ended/{rank}", why)
 
@@ -351,7 +351,7 @@ def _prefix(attempt: str) -> str:
 
 
 class _Explained:
-    """Turns an error of ``torch.distributed`` into one of trimtab."""
+    """Turns an error of ``torch.distributed`` into a trimtab error."""
 
     def __init__(self, explain: Callable[[str], RankError]) -> None:
         self._explain = explain
@@ -365,7 +365,7 @@ class _Explained:
 
 
 def _attempted(compute: Callable[[], Result]) -> tuple[Result | None, TrimtabError | None]:
-    """The result, or the error that all ranks are to raise."""
+    """The result of ``compute``, or the error that all ranks raise."""
     try:
         return compute(), None
     except TrimtabError as error:

@@ -1,4 +1,4 @@
-"""The reference: one that follows the policy, and log-probabilities of judged answers under one that never changes."""
+"""References: one that follows the policy, and log-probabilities of judged answers under a constant one."""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class MovingWeights(Weights, Protocol):
 
 
 def moving_reference(reference: Any, policy: Role, config: ReferenceUpdateConfig | None) -> Any:
-    """The reference that follows the policy as ``config`` says; None for None.
+    """The reference that follows the policy as ``config`` says; None if ``config`` is None.
 
-    A reference that can move already is returned as it is.
+    A reference that can already move is returned unchanged.
     """
     if config is None or isinstance(reference, MovingWeights):
         return None if config is None else reference
@@ -40,10 +40,10 @@ def moving_reference(reference: Any, policy: Role, config: ReferenceUpdateConfig
 
 
 def check_reference_update(config: ReferenceUpdateConfig | None, steps: int) -> None:
-    """Refuse a reference that would never move.
+    """Refuse settings with which the reference would never move.
 
     Raises:
-        ConfigError: the first update comes after the last step.
+        ConfigError: the first update would come after the last step.
     """
     if config is not None and config.every >= steps:
         raise ConfigError(
@@ -56,7 +56,7 @@ def check_reference_update(config: ReferenceUpdateConfig | None, steps: int) -> 
 def answer_logprobs(
     role: Role, rankings: Sequence[Ranking], *, micro_batch_tokens: int = PASS_TOKENS
 ) -> list[list[float]]:
-    """Log-probability of every answer of every ranking, summed over its response tokens, in nats."""
+    """Log-probability of every answer of every ranking, summed over response tokens, in nats."""
     if not rankings:
         return []
     batch = tokens_of_rankings(rankings, role.backbone.device)
@@ -69,9 +69,9 @@ def answer_logprobs(
 def reference_logprobs(
     role: Role, rankings: Sequence[Ranking], folder: Path | None, *, micro_batch_tokens: int = PASS_TOKENS
 ) -> list[list[float]]:
-    """:func:`answer_logprobs` of the reference, stored in ``folder`` under a name made from the content.
+    """:func:`answer_logprobs` of the reference, cached in ``folder``.
 
-    The name hashes the reference's weights and all tokens, so another model or other data never reads it.
+    The file name is a hash of the reference's weights and all tokens, so another model or other data never reads it.
     """
     if folder is None:
         return answer_logprobs(role, rankings, micro_batch_tokens=micro_batch_tokens)

@@ -1,8 +1,10 @@
-"""Reward model: Bradley–Terry over all pairs of a ranking, one ranking one batch element.
+"""Reward model: Bradley–Terry over all pairs of a ranking. Each ranking is one batch element.
 
-L = (1/N) Σ_prompts w · mean over its strict pairs of [−log σ(r_w − r_l)] (InstructGPT: all C(K,2)
-pairs of a prompt belong to one element, shuffled pairs overfit within a pass). Ties make no pair, except with the
-likelihoods that have them as an outcome (Davidson, Rao–Kupper). Plackett–Luce takes a ranking as a whole.
+L = (1/N) Σ_prompts w · mean over its strict pairs of [−log σ(r_w − r_l)]
+
+As in InstructGPT, all C(K,2) pairs of a prompt are in one batch element; shuffled pairs overfit within one pass. A tie
+makes no pair, except with the likelihoods that model ties (Davidson, Rao–Kupper). Plackett–Luce uses a ranking as a
+whole.
 """
 
 from collections.abc import Sequence
@@ -35,24 +37,25 @@ def train_reward(
     states: FrozenStates | None = None,
     annotators: Annotators | None = None,
 ) -> FrozenStates:
-    """Train ``role`` (with scalar head) in place.
+    """Train ``role``, which has a scalar head, in place.
 
     Args:
         role: the reward model.
         rankings: what it learns from.
-        config: how.
-        seed: of its first head, of the order of the rankings and of dropout.
-        session: surroundings; None: silent.
-        states: states of the backbone's frozen layers for these rankings, from :func:`prepared_states`, for several
-            models on one trunk; None: they are computed here.
-        annotators: with ``config.annotators``: their habits, trained in place too; None: all are alike, and stay so.
+        config: settings.
+        seed: seed of the initial head, of the order of the rankings and of dropout.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
+        states: states of the backbone's frozen layers for these rankings, from :func:`prepared_states`, to share among
+            several models on one trunk; None: they are computed here.
+        annotators: with ``config.annotators``, the annotators' habits, also trained in place; None: all annotators are
+            alike.
 
     Returns:
         the states of frozen layers for the rankings, for scoring them (:func:`score_rankings`).
 
     Raises:
-        DataError: no ranking has two different answers of different rank, or no two of equal rank for a loss that
-            learns from ties.
+        DataError: no ranking has two different answers of different rank, or the loss learns from ties and there are
+            none.
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
@@ -104,7 +107,7 @@ def train_reward(
 
 
 def _check_usable(usable: Sequence[Ranking], count: int, config: RewardConfig) -> None:
-    """Refuse rankings from which the loss or a head would learn nothing; ``count``: how many there were."""
+    """Refuse rankings that teach the loss or a head nothing. ``count`` is the number of rankings before filtering."""
     if not any(len(r.pairs()) for r in usable):
         raise DataError(
             f"none of the {count} preferences has a better and a different, worse answer, so there is nothing "
@@ -132,7 +135,7 @@ def _check_usable(usable: Sequence[Ranking], count: int, config: RewardConfig) -
 
 
 def _is_tied(ranking: Ranking) -> bool:
-    """True: two different answers have one rank, which a loss of whole orders has no formula for."""
+    """True: two different answers have the same rank, which Plackett–Luce has no formula for."""
     ranks = [ranking.ranks[place] for place in ranking.best_first()]
     return ranking.probability is None and len(set(ranks)) < len(ranks)
 
@@ -142,8 +145,8 @@ def prepared_states(
 ) -> FrozenStates:
     """States of frozen layers for every sequence, computed before the first step and always in the same batches.
 
-    The last bits of a matrix product depend on the other rows of its batch. If states were added as training goes, a
-    resumed run would compute other bits than an uninterrupted one. Nothing is kept for a single pass.
+    The last bits of a matrix product depend on the other rows of its batch. If states were computed during training, a
+    resumed run would get other bits than an uninterrupted one. For a single pass nothing is stored.
     """
     states = FrozenStates.within(role.backbone, 0.0 if passes <= 1 else cache_mb)
     if states.limit and states.active:
@@ -160,7 +163,7 @@ def score_rankings(
     states: FrozenStates | None = None,
     micro_batch_tokens: int = PASS_TOKENS,
 ) -> list[list[float]]:
-    """Raw reward of every answer by its ranking's head; ``states``: of frozen layers, from :func:`train_reward`."""
+    """Raw reward of each answer from its ranking's head; ``states``: those that :func:`train_reward` returned."""
     if not rankings:
         return []
     batch = tokens_of_rankings(rankings, role.backbone.device)

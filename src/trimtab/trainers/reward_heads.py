@@ -1,4 +1,4 @@
-"""The first weights of a reward model's heads."""
+"""Initial weights of a reward model's heads."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,13 @@ def init_reward_head(role: Role, seed: int) -> None:
 
 
 PROBE_RANKINGS = 512
-"""Most rankings that the first head is fitted to."""
+"""Largest number of rankings that the initial head is fitted to."""
 
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Ridge penalties that cross-validation chooses from, in units of one ranking's loss."""
 
 FOLDS = 4
-"""Of the cross-validation."""
+"""Folds of the cross-validation."""
 
 
 @torch.no_grad()
@@ -38,8 +38,8 @@ def probe_reward_head(
 ) -> None:
     """Set each head to a penalised Bradley–Terry fit on the features as they are, before any weight is trained.
 
-    Linear probing, then fine-tuning: Kumar et al. 2022 (arXiv 2202.10054). A random head sends the first steps of
-    the adapters in a random direction, which costs features that a small data set cannot teach again. Features are
+    Linear probing, then fine-tuning: Kumar et al. 2022 (arXiv 2202.10054). A random head moves the adapters in a random
+    direction in the first steps, which destroys features that a small data set cannot teach again. Features are
     standardised; the penalty is chosen by four-fold cross-validation over rankings.
     """
     assert role.scalar is not None

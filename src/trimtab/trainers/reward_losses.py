@@ -18,16 +18,16 @@ from trimtab.trainers.reward_config import RewardConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepTerms:
-    """What a micro-batch's loss needs to know beyond the micro-batch."""
+    """Terms of the whole optimiser step that a micro-batch's loss needs."""
 
     strict: float
     """Weight of the step's rankings with a winner."""
     length: LengthTerms | None
-    """With a length head: correlations over the step."""
+    """Correlations over the step; None: there is no length head."""
     annotators: Annotators | None
-    """Where votes are explained one by one: the annotators' habits."""
+    """The annotators' habits; None: votes are not modelled one by one."""
     votes: float
-    """How many votes there are in all training rankings, for the prior of the habits."""
+    """Number of votes in all training rankings, for the prior of the habits."""
 
 
 def reward_loss(
@@ -62,7 +62,7 @@ def reward_loss(
 
 
 def rewards_of(numbers: Tensor, rankings: Sequence[Ranking]) -> Tensor:
-    """``[B, heads]`` → ``[B]``: of each answer the head that its ranking is about."""
+    """``[B, heads]`` → ``[B]``: for each answer, the output of the head that its ranking trains."""
     heads = [r.head for r in rankings for _ in r.sequences]
     if not any(heads):
         return numbers[:, 0]
@@ -77,7 +77,7 @@ def _vote_losses(scores: Tensor, rankings: Sequence[Ranking], config: RewardConf
     if config.centring:
         both = scores[votes.first] + scores[votes.second]
         loss = loss + config.centring * (votes.weight * both.square()).sum()
-    # the prior is of all votes: a step has its votes' share of it, and a part has the same share of the step's
+    # the prior belongs to all votes: a step, and in it a part, has a share in proportion to its votes
     return loss + votes.weight.sum() / terms.votes * terms.annotators.penalty()
 
 
@@ -96,7 +96,7 @@ def _pair_losses(scores: Tensor, table: PairTable, config: RewardConfig) -> Tens
         )
         return (weight * losses).sum()
     tied = torch.tensor(table.tied, dtype=torch.bool, device=scores.device)
-    # a margin is asked of the answer that is more likely the better one; of equals none is
+    # a margin applies to the answer that is more likely the better one; there is none at one half
     ahead = winner - torch.where(tied, 0.0, torch.sign(probability - 0.5) * margin)
     none = torch.zeros_like(tied)
     if config.loss == "davidson":
@@ -113,7 +113,7 @@ def _pair_losses(scores: Tensor, table: PairTable, config: RewardConfig) -> Tens
 
 
 def _ranking_losses(scores: Tensor, rankings: Sequence[Ranking], centring: float) -> Tensor:
-    """Weighted sum over rankings of Plackett and Luce's loss per choice, a scalar; a soft label has two orders."""
+    """Weighted sum over rankings of Plackett and Luce's loss per choice, a scalar; a soft label has both orders."""
     total, start = scores.new_zeros(()), 0
     for ranking in rankings:
         own = scores[start : start + len(ranking.sequences)]

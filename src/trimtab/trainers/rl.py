@@ -1,23 +1,25 @@
-"""Online alignment: sample, score, make the better answers likelier, penalise divergence. One loop for all methods.
+"""Online alignment: sample answers, score them, make the better ones likelier. One loop for all methods.
 
 One step, top to bottom:
 
-1. sample answers with the policy, whose log-probabilities are the old ones, and as many of the opponent if the method
-   has one; with ``one_step_off`` those of the next step, to be used after this step's update;
-2. score them; groups whose answers all score the same are replaced, if the method does so (DAPO). An answer without
-   a token is counted (``empty``), and left out from here on;
-3. reward per token = −β·(log π_old − log π_ref), plus the score at the last token, or at each step's;
-   and advantages: by GAE on a critic (PPO), or against the other answers to the prompt (RLOO, GRPO, …);
-4. epochs × minibatches of the method's loss;
-5. adapt β if it is adaptive, the price of a cost that has a limit, and a reference that follows the policy;
-6. end a run whose policy collapses, and one that is far enough (:mod:`trimtab.trainers.rl_ending`).
+1. Sample answers with the policy and keep their log-probabilities as the old ones. If the method has an opponent, the
+   opponent draws as many. With ``one_step_off`` the answers were drawn before the last update, and the next step's are
+   drawn while this step trains.
+2. Score the answers. If the method does so (DAPO), replace groups whose answers all score the same. An answer without
+   a token is counted in ``empty`` and left out from here on.
+3. Compute the reward per token: −β·(log π_old − log π_ref), plus the score at the answer's last token or at the last
+   token of each of its steps. Compute the advantages: by GAE on a critic (PPO), or against the other answers to the
+   prompt (RLOO, GRPO, …).
+4. Update: epochs × minibatches of the method's loss.
+5. Adapt β if it is adaptive, the price of a cost that has a limit, and a reference that follows the policy.
+6. End the run if the policy has collapsed or a stopping rule applies (:mod:`trimtab.trainers.rl_ending`).
 
-What makes a method is its row in :mod:`trimtab.trainers.methods`; formulas are in :mod:`trimtab.algos`.
-Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk
-(adapters), the critic may start from the reward model (as in the paper) or at zero, and it may be a
-head on the policy's own states (``shared_critic``). All
-policy-gradient methods use the clipped surrogate; with one pass and one minibatch its gradient is
-REINFORCE's, because every ratio is 1.
+Each method is a row in :mod:`trimtab.trainers.methods`; its formulas are in :mod:`trimtab.algos`.
+
+Departures from Ouyang et al. 2022: policy, critic, reference and reward model may share one trunk (adapters). The
+critic may start from the reward model (as in the paper) or at zero, and it may be a head on the policy's own states
+(``shared_critic``). All policy-gradient methods use the clipped surrogate; with one pass and one minibatch its gradient
+is REINFORCE's, because every ratio is 1.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,8 +86,8 @@ from trimtab.trainers.selection import Chosen, Selection
 from trimtab.trainers.shares import scored_by_share
 
 Monitor = Callable[[int, Sequence[Rollout]], Metrics]
-"""Number of the step, from 1, and its answers → further numbers that are logged, never trained on (a gold reward).
-Answers without a token are among them, though they have no rewards."""
+"""(number of the step, from 1, its answers) → more metrics to log, never trained on, such as a gold reward. The answers
+include those without a token, which have no rewards."""
 
 
 def train_rl(
@@ -107,27 +109,28 @@ def train_rl(
     """Train the policy, and the critic if there is one, in place.
 
     Args:
-        roles: policy, reference and, for PPO, critic. With ``config.reference_update`` the reference is where the
-            one that follows the policy starts.
+        roles: policy, reference and, for PPO, critic. With ``config.reference_update`` the reference follows the
+            policy and starts from this one.
         prompts: what to answer; every pass over them is a fresh shuffle.
-        score: rollouts → named reward components. With several processes (``session.group``) each scores all answers to
-            its share of the step's prompts, so a reward must not compare answers to different prompts.
+        score: rollouts → named reward components. With several processes (``session.group``) each one scores all
+            answers to its share of the step's prompts, so a reward must not compare answers to different prompts.
         config: settings.
         seed: order of the prompts, sampling, minibatches, dropout.
-        session: logging, checkpoints, stopping; None: silent, saves nothing.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
         monitor: extra metrics of each rollout batch.
-        samples: folder for each step's rollouts with their rewards; an interrupted step is continued from there.
+        samples: folder for each step's rollouts with their rewards; an interrupted step continues from these files.
         weights: weight of each reward component; 1 if not named.
-        imitate: conversations of PPO-ptx, each with its id; needed if ``config.ptx`` is set.
+        imitate: conversations to imitate (PPO-ptx), each with its id; needed if ``config.ptx`` is set.
         sampler: draws the answers, with the policy's weights; None: the one that ``config.sampler`` names.
-        opponent: draws the answers that the policy's are compared with, for a method that compares them; None: the
+        opponent: draws the answers that the policy's are compared with, for a method that has an opponent; None: the
             mixture of policy and reference that the method names.
-        states: store for the states of the policy's frozen layers, emptied at every step; pass the one that a reward
-            model on the same trunk uses too. None: a new one.
+        states: store for the states of the policy's frozen layers, emptied at every step; a reward model on the same
+            trunk can share it. None: a new one.
 
     Returns:
-        None where the policy has the weights after the last step. With ``select``, ``patience`` or ``kl.budget`` the
-        choice of earlier ones, with ``guard.on_fall: keep`` the fall of a run that collapsed; these weights are loaded.
+        None if the policy ends with the weights after the last step. A ``Chosen`` if ``select``, ``patience`` or
+        ``kl.budget`` picked earlier weights; a ``Fall`` if the run collapsed and ``guard.on_fall`` is ``keep``. In both
+        cases the policy has those weights.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -188,7 +191,7 @@ def train_rl(
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What stays the same from step to step, and the parts of a step."""
+    """What is the same for all steps, and the parts of a step as methods."""
 
     roles: RlRoles
     config: RlConfig
@@ -211,18 +214,18 @@ class _Run:
 
     @property
     def method(self) -> OnlineMethod:
-        """The row of the method in the table."""
+        """The method's row in the table."""
         return ONLINE[self.config.method]
 
     def begin(self, number: int, *, resumed: bool) -> Step:
-        """Start a step: seed everything random in it, and forget the states of the last one."""
+        """Start a step: seed everything random in it and clear the stored states of frozen layers."""
         step = Step(number=number, seed=seed_step(self.drawing.seed, "align", number), resumed=resumed, clock=Clock())
         self.drawing.states.clear()
         return step
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, each rank has the whole policy and critic, and draws, scores and infers its share."""
+        """Inside the context each rank has the whole policy and critic, to draw, score and infer its share."""
         with ExitStack() as stack:
             for learner in self.learners.values():
                 stack.enter_context(learner.role.gathered())
@@ -231,7 +234,7 @@ class _Run:
     # 1. -----------------------------------------------------------------------------------
 
     def sample(self, step: Step) -> tuple[list[Rollout], list[Rollout]]:
-        """Answers to the step's prompts, and as many of the opponent, or none."""
+        """The policy's answers to the step's prompts, and the opponent's: as many, or none without an opponent."""
         prompts = self.drawing.step_prompts(step)
         rollouts = self.drawing.answers(step, prompts)
         self.drawing.begin_next(step)
@@ -245,7 +248,7 @@ class _Run:
     # 2. -----------------------------------------------------------------------------------
 
     def score(self, step: Step, rollouts: Sequence[Rollout], opponents: Sequence[Rollout]) -> Scored:
-        """Score the answers, with their opponents' if there are any; replace flat groups where the method does so."""
+        """Score the answers, and the opponents' if there are any; replace flat groups if the method does so."""
         if opponents:
             scored = score_pairs(rollouts, opponents, partial(self._score, step, answers=2 * self.config.group))
         else:
@@ -262,7 +265,7 @@ class _Run:
         return scored
 
     def _score(self, step: Step, rollouts: Sequence[Rollout], *, answers: int) -> Scored:
-        """Score answers, ``answers`` to each prompt one after the other."""
+        """Score rollouts that come in runs of ``answers`` to the same prompt."""
         return scored_by_share(
             self.drawing.group,
             f"rewards of step {step.number + 1}",
@@ -272,7 +275,7 @@ class _Run:
         )
 
     def _weights(self) -> Mapping[str, float]:
-        """Weight of each reward; of a cost with a limit, its price."""
+        """Weight of each reward; a cost with a limit has minus its price as weight."""
         limit = constraint_of(self.config)
         return (
             self.weights if limit is None or self.price is None else {**self.weights, limit.reward: -self.price.value}
@@ -290,7 +293,7 @@ class _Run:
 
     @torch.no_grad()
     def prepare(self, step: Step, scored: Scored) -> RolloutBatch:
-        """Everything that is constant in the update: reference, old values, rewards, advantages, returns.
+        """Compute everything that is constant in the update: reference, old values, rewards, advantages, returns.
 
         The answers are saved with their rewards and their log-probabilities under the reference.
         """
@@ -325,7 +328,7 @@ class _Run:
         return batch
 
     def _token_rewards(self, scored: Scored, scores: TensorB, passes: Passes, mask: MaskBT) -> TensorBT:
-        """−β·(log π_old − log π_ref) per token, plus the score at the last token and the rewards of steps."""
+        """−β·(log π_old − log π_ref) per token, plus the score at the last token and step rewards at their tokens."""
         beta = self.kl.value if kl_of(self.config).place == "reward" else 0.0
         rewards, answered = self._step_rewards(scored, mask), mask.any(dim=1)
         rewards[answered] += penalised_rewards(
@@ -336,7 +339,7 @@ class _Run:
     def _advantages(
         self, scored: Scored, rewards: TensorBT, passes: Passes, mask: MaskBT
     ) -> tuple[TensorBT | None, TensorBT | None]:
-        """Advantages and, with a critic, its targets; None for a method without them."""
+        """Advantages, and the critic's targets if there is a critic; None for a method without them."""
         config, method = self.config, self.method
         advantages = returns = None
         if method.advantages is not None:
@@ -351,7 +354,7 @@ class _Run:
         return advantages, returns
 
     def _save_answers(self, step: Step, scored: Scored, reference: TensorBT) -> None:
-        """Write the step's answers with their rewards and reference log-probabilities, and its opponents' answers."""
+        """Write the step's answers with their rewards and reference log-probabilities, and the opponents' answers."""
         folder = self.drawing.samples
         if folder is None:
             return
@@ -360,13 +363,13 @@ class _Run:
             write_records(folder / f"{step.name}-opponent.jsonl", scored.opponents.rollouts)
 
     def _opponents_of(self, scored: Scored) -> RolloutBatch | None:
-        """The opponents' answers as a batch, if the update trains on them: they are the reference's own."""
+        """The opponents' answers as a batch if the update trains on them; then the reference itself drew them."""
         if scored.opponents is None or self.method.scores_wins:
             return None
         return opponent_batch(scored.opponents.rollouts, self.roles.policy.backbone.device)
 
     def _step_rewards(self, scored: Scored, mask: MaskBT) -> TensorBT:
-        """Rewards of steps at the tokens that end them."""
+        """Step rewards, each at the last token of its step."""
         if not any(scored.placed):
             return torch.zeros(mask.shape, device=mask.device)
         if not self.method.step_rewards:
@@ -383,7 +386,7 @@ class _Run:
     # 4. -----------------------------------------------------------------------------------
 
     def update(self, step: Step, batch: RolloutBatch, scored: Scored) -> Metrics:
-        """Train on the batch; all numbers of the step. The states that were saved for resuming it are deleted."""
+        """Train on the batch and return all metrics of the step. Deletes the states that were saved for resuming it."""
         rows, ids = self._trained_rows(batch, scored)
         weight_version = self.learners["policy"].steps
         update = critic_update if self._warming(step) else self.method.update
@@ -414,9 +417,9 @@ class _Run:
         return metrics
 
     def _trained_rows(self, batch: RolloutBatch, scored: Scored) -> tuple[RolloutBatch, list[str]]:
-        """The answers that the update trains on, and their ids: without cut ones or flat groups if the method says so.
+        """The answers that the update trains on, and their ids; cut answers and flat groups are left out if so set.
 
-        A batch of flat groups only stays whole, because an update needs rows; it has no ids.
+        If every group is flat, the batch stays whole, because an update needs rows, and there are no ids.
         """
         rows, ids = batch, [r.id for r in scored.rollouts]
         if leaves_out_cut(self.config):
@@ -432,15 +435,15 @@ class _Run:
         return rows, ids
 
     def _warming(self, step: Step) -> bool:
-        """True: the step trains the critic alone."""
+        """True: the step trains only the critic."""
         return step.number < critic_warmup(self.config)
 
     # 5. ----------------------------------------------------------------------------------
 
     def adapt(self, step: Step, metrics: Metrics) -> None:
-        """Move β towards its target, the price of a cost towards where its limit holds, the reference to the policy.
+        """Adapt β to the KL target and the price to the cost limit, and move the reference towards the policy.
 
-        Not while the critic warms up: the policy stands still, and neither its KL nor its cost can answer.
+        Nothing is adapted while the critic warms up: the policy does not train, so its KL and cost cannot respond.
         """
         if self._warming(step):
             return
@@ -455,7 +458,7 @@ class _Run:
                 reference.update(moves.alpha)
 
     def finish_next(self, step: Step) -> None:
-        """Wait for the next step's answers, where they are drawn while this one trains."""
+        """Wait for the next step's answers if they are drawn while this step trains."""
         self.drawing.finish_next(step)
         if self.drawing.ahead is not None:
             step.clock.lap("wait")
@@ -465,13 +468,13 @@ class _Run:
 
 
 def _with_moving_reference(roles: RlRoles, config: RlConfig) -> tuple[RlRoles, dict[str, MovingWeights]]:
-    """The roles, and weights that change without an optimiser: a reference that follows the policy, if it does."""
+    """The roles, and the weights that change without an optimiser: those of a reference that follows the policy."""
     moving = moving_reference(roles.reference, roles.policy, config.reference_update)
     return (roles, {}) if moving is None else (replace(roles, reference=moving), {"reference": moving})
 
 
 def _ending(run: _Run, session: Session) -> Ending:
-    """What is saved of a run, and what decides about its end."""
+    """Checkpoints, collapse check and choice of weights for this run."""
     config, limit = run.config, constraint_of(run.config)
     adaptive = {"kl": run.kl, "scale": run.scale, "price": run.price, "ahead": run.drawing.ahead}
     return Ending(
@@ -501,13 +504,13 @@ def _opponent(roles: RlRoles, config: RlConfig) -> Opponent | None:
 
 
 def _adaptive_kl(config: RlConfig) -> AdaptiveKL:
-    """β; it stays as it is without a target."""
+    """The KL coefficient β; constant without a target."""
     kl = kl_of(config)
     return AdaptiveKL(kl.coefficient, kl.target or 1.0, kl.horizon)
 
 
 def _price(config: RlConfig) -> DualAscent | None:
-    """Of a cost with a limit; None without one."""
+    """The price of a cost with a limit; None without a limit."""
     limit = constraint_of(config)
     if limit is None:
         return None
@@ -515,7 +518,7 @@ def _price(config: RlConfig) -> DualAscent | None:
 
 
 def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learner]:
-    """A learner of the policy and, for a method with a critic, one of the critic."""
+    """A learner for the policy and, if the method has a critic, one for the critic."""
     updates = config.steps * config.epochs * config.minibatches
     warming = critic_warmup(config) * config.epochs * config.minibatches
     learners = {

@@ -1,7 +1,7 @@
-"""Answers drawn one step ahead: those of a step come from the weights before the update of the step before it.
+"""Answers drawn one step ahead: a step's answers come from the weights before the previous step's update.
 
-While the step trains, they may be drawn elsewhere. They are on disk before the checkpoint of the step is written, and
-the checkpoint says which weights drew them, so a run that is continued uses the same ones.
+They may be drawn elsewhere while the previous step trains. They are on disk before that step's checkpoint is written,
+and the checkpoint records which weights drew them, so a resumed run uses the same answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,24 +11,24 @@ from trimtab.records import Rollout
 
 
 class Ahead:
-    """The next step's answers: being drawn, or there."""
+    """The next step's answers, while they are drawn and afterwards."""
 
     def __init__(self) -> None:
         self.version: int | None = None
-        """Weight version of the answers of the next step; None: they are drawn when it begins."""
+        """Weight version of the next step's answers; None: they are drawn when the step begins."""
         self._number: int | None = None
         self._drawing: Callable[[], list[Rollout]] | None = None
         self._rollouts: list[Rollout] = []
 
     def begin(self, number: int, version: int, drawing: Callable[[], list[Rollout]]) -> None:
-        """Answers of step ``number`` are being drawn with weights of ``version``; ``drawing`` waits for them."""
+        """Register the answers of step ``number``, drawn with weights of ``version``; ``drawing`` waits for them."""
         self._number, self.version, self._drawing = number, version, drawing
 
     def wait(self) -> list[Rollout]:
-        """The answers that are being drawn; empty if there are none.
+        """Wait for the answers that are being drawn and return them; empty if there are none.
 
         Raises:
-            EngineError: they come from other weights than asked for.
+            EngineError: the answers come from other weights than requested.
         """
         if self._drawing is None or self._number is None or self.version is None:
             return []
@@ -41,19 +41,19 @@ class Ahead:
         return self._rollouts if self._number == number and self._rollouts else None
 
     def state_dict(self) -> dict[str, int | None]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {"version": self.version}
 
     def load_state_dict(self, state: dict[str, int | None]) -> None:
-        """Continue from it."""
+        """Restore what :meth:`state_dict` returned."""
         self.version = state["version"]
 
 
 def check_version(rollouts: Sequence[Rollout], version: int, phase: str) -> None:
-    """Refuse answers that a sampler drew with other weights than those of ``version``.
+    """Refuse answers that were not drawn with the weights of ``version``.
 
     Raises:
-        EngineError: naming both versions.
+        EngineError: the versions differ; names both.
     """
     others = [r for r in rollouts if r.weight_version != version]
     if others:

@@ -1,4 +1,4 @@
-"""Settings of the online methods that contradict each other, refused with what to change."""
+"""Refuses settings of the online methods that contradict each other, and says what to change."""
 
 from trimtab.errors import ConfigError
 from trimtab.trainers.reference import check_reference_update
@@ -29,7 +29,7 @@ def check_rl(config: RlConfig, prompts: int) -> None:
     """Refuse settings that cannot work together.
 
     Raises:
-        ConfigError: with the two settings and what to change.
+        ConfigError: two settings contradict each other; names both and says what to change.
     """
     size = config.prompts * config.group
     if config.sampler.top_p < 1.0:
@@ -110,7 +110,7 @@ def _check_reference(config: RlConfig) -> None:
 
 
 def _check_opponent(config: RlConfig) -> None:
-    """What makes P(an answer beats its opponent's)."""
+    """Check what P(an answer beats its opponent's) is computed from."""
     assert isinstance(config, OpponentConfig)
     if scales_scores(config):
         raise ConfigError(
@@ -173,7 +173,7 @@ def _check_critic(config: PpoConfig) -> None:
 
 
 def _check_scores(config: ClippedConfig) -> None:
-    """What is done to scores before they become advantages."""
+    """Check the settings that change scores before they become advantages."""
     divides = "std" in type(config).model_fields
     if config.running_scale and divides:
         raise ConfigError(
@@ -207,14 +207,14 @@ def _check_scores(config: ClippedConfig) -> None:
 
 
 def _scale_cancels(config: ClippedConfig) -> bool:
-    """True: a factor of all scores changes no advantage. With PPO it changes the critic, so it does not cancel."""
+    """True: scaling all scores changes no advantage. With PPO it changes the critic, so it does not cancel."""
     penalised = config.kl.place == "reward" and config.kl.coefficient > 0
     whitened = isinstance(config, ReinforcePpConfig | ReinforcePpBaselineConfig)
     return whitened and not penalised and config.missing_eos is None and config.score_clip is None
 
 
 def _check_weights(config: PolicyGradientConfig) -> None:
-    """Which tokens and answers the loss counts, and with what weight."""
+    """Check which tokens and answers the loss counts, and with what weight."""
     unused = [
         f"importance_{name} is {value}"
         for name, value, usual in (
@@ -258,7 +258,7 @@ def _check_weights(config: PolicyGradientConfig) -> None:
 
 
 def _check_selection(config: RlConfig) -> None:
-    """Which weights the run ends with, and when it ends early."""
+    """Check which weights the run ends with, and when it ends early."""
     if config.patience is not None and config.select == "last":
         raise ConfigError(
             f"patience is {config.patience} and select 'last': no score says whether a step is better; set select: "

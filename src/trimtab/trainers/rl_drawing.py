@@ -27,37 +27,37 @@ from trimtab.trainers.shares import drawn_by_share
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What draws the answers of a run."""
+    """Draws the answers of a run."""
 
     config: RlConfig
-    """Of the run."""
+    """Settings of the run."""
     prompts: Sequence[Prompt]
-    """All of them."""
+    """All prompts of the run."""
     learner: Learner
     """The policy's."""
     critic: Role | None
-    """Whose values the sampler computes if its head is on the policy's states."""
+    """The critic; the sampler computes its values if its head is on the policy's states."""
     sampler: Sampler
     """Draws the policy's answers."""
     opponent: Opponent | None
     """Draws the answers that the policy's are compared with."""
     states: FrozenStates
-    """Where the states of frozen layers go."""
+    """Store for the states of frozen layers."""
     samples: Path | None
     """Folder for the answers; None: they are not saved."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     group: Group
     """The processes that divide the prompts."""
     ahead: Ahead | None
-    """With ``one_step_off`` the answers of the next step; None: a step's answers are drawn when it begins."""
+    """The next step's answers, with ``one_step_off``; None: a step's answers are drawn when it begins."""
 
     def step_prompts(self, step: Step) -> list[Prompt]:
         """The prompts of a step."""
         return prompts_of_step(self.prompts, self.config.prompts, step.number, self.seed)
 
     def answers(self, step: Step, prompts: Sequence[Prompt], suffix: str = "") -> list[Rollout]:
-        """The policy's answers, ordered by prompt. ``suffix``: of the name of their file."""
+        """The policy's answers, ordered by prompt. ``suffix`` is added to the name of their file."""
         if self.ahead is not None:
             return self._drawn_before(step, prompts)
         draw = partial(
@@ -72,7 +72,7 @@ class Drawing:
         return self._drawn(step, "answers", prompts, draw, suffix, self.states)
 
     def begin_next(self, step: Step) -> None:
-        """Begin to draw the answers of the next step with the weights as they are now (``one_step_off``)."""
+        """Start drawing the next step's answers with the current weights (``one_step_off``)."""
         number = step.number + 1
         if self.ahead is None or number == self.config.steps:
             return
@@ -86,10 +86,10 @@ class Drawing:
             save_rollouts(self.samples / f"{step_name(step.number + 1)}.jsonl", rollouts)
 
     def _begin(self, number: int, prompts: Sequence[Prompt]) -> Callable[[], list[Rollout]]:
-        """Begin to draw a step's answers; in this process they are drawn at once.
+        """Start drawing a step's answers; a sampler in this process draws them at once.
 
-        Neither states of frozen layers nor values of a critic are recorded: the trainer computes them when they are
-        used, alike wherever the answers were drawn.
+        Neither states of frozen layers nor a critic's values are recorded. The trainer computes them when it uses them,
+        so they do not depend on where the answers were drawn.
         """
         arguments = {
             "adapter": self.learner.role.adapter,
@@ -110,7 +110,7 @@ class Drawing:
         return lambda: rollouts
 
     def _drawn_before(self, step: Step, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """Answers of a step that were drawn before it began; the first step's are drawn here."""
+        """The step's answers, drawn before it began; those of the first step are drawn here."""
         assert self.ahead is not None
         rollouts = self.ahead.take(step.number)
         if rollouts is None and step.resumed and self.ahead.version is not None:
@@ -155,10 +155,9 @@ class Drawing:
         suffix: str,
         states: FrozenStates | None,
     ) -> list[Rollout]:
-        """Draw answers, or take those that an interrupted process had finished drawing.
+        """Draw answers, or read those that an interrupted process had finished drawing.
 
-        Several processes draw them again: the states of frozen layers are on the rank that drew them, and again they
-        are the same.
+        Several processes draw the same answers again, because each rank needs the states of frozen layers of its own.
         """
         group, path = self.config.group, None
         if self.samples is not None and self.group.size == 1:
@@ -189,13 +188,13 @@ class Drawing:
     def replace_flat_groups(
         self, step: Step, scored: Scored, score: Callable[[Sequence[Rollout]], Scored], *, attempts: int
     ) -> Scored:
-        """Replace groups whose answers all score the same by groups of other prompts (DAPO's dynamic sampling).
+        """Replace groups whose answers all score the same with groups of other prompts (DAPO's dynamic sampling).
 
         Args:
             step: the step.
             scored: its answers.
             score: scores new answers.
-            attempts: how often; groups that are flat after the last attempt stay.
+            attempts: how many times to try; groups that are still flat after the last attempt stay.
         """
         size, scored = self.config.group, replace(scored, resampled=0)
         used = {r.prompt.id for r in scored.rollouts}
@@ -216,7 +215,7 @@ class Drawing:
 
 
 def prompts_of_step(prompts: Sequence[Prompt], count: int, step: int, seed: int) -> list[Prompt]:
-    """The step's prompts: consecutive pieces of one endless sequence of shuffled passes."""
+    """The step's ``count`` prompts: the next ones in an endless sequence of shuffled passes over ``prompts``."""
     chosen: list[Prompt] = []
     position = step * count
     while len(chosen) < count:

@@ -1,4 +1,4 @@
-"""How an online run is continued from a checkpoint, when it ends, and the weights that it ends with."""
+"""How an online run resumes from a checkpoint, when it ends, and which weights it ends with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,41 +14,41 @@ from trimtab.trainers.selection import Chosen, Selection
 
 
 class Adaptive(Protocol):
-    """A few numbers that change from step to step and are part of each checkpoint."""
+    """State of a few numbers that changes from step to step and is saved in each checkpoint."""
 
     def state_dict(self) -> Any:
-        """The numbers."""
+        """State for a checkpoint."""
         ...
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue from them."""
+        """Restore what :meth:`state_dict` returned."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What is saved of a run, and what decides about its end."""
+    """What a run saves, and what decides when it ends."""
 
     config: RlConfig
-    """Of the run."""
+    """Settings of the run."""
     checkpoints: Checkpoints | None
-    """Of the run; None: it saves nothing."""
+    """Checkpoints of the run; None: it saves nothing."""
     learners: Mapping[str, Learner]
-    """What is trained."""
+    """The learners of the run, by name."""
     untrained: Mapping[str, MovingWeights]
     """Weights that change without an optimiser."""
     adaptive: Mapping[str, Adaptive]
-    """Numbers that change, by name."""
+    """Other adaptive state, such as β, by name."""
     guard: Guard
     """Ends a run whose policy collapses."""
     selection: Selection
-    """Ends a run that is far enough, and chooses among its weights."""
+    """Ends a run by ``patience`` or ``kl.budget``, and chooses among its weights."""
 
     def restore(self) -> int:
-        """Continue from the newest checkpoint; the number of finished steps.
+        """Load the newest checkpoint and return the number of finished steps.
 
         Raises:
-            ConfigError: the run may end with earlier weights, and saves none.
+            ConfigError: the settings allow the run to end with earlier weights, but it saves none.
         """
         checkpoints = self.checkpoints
         done, extra = (0, {}) if checkpoints is None else checkpoints.restore(self.learners, untrained=self.untrained)
@@ -79,11 +79,14 @@ class Ending:
         )
 
     def after(self, finished: int, metrics: Metrics) -> Fall | Chosen | None:
-        """How the run ends after so many finished steps, with its last weights loaded; None: it does not.
+        """Check whether the run ends after this step; if it does, load the weights it ends with.
 
         Args:
-            finished: steps.
-            metrics: of the last one.
+            finished: number of finished steps.
+            metrics: metrics of the last step.
+
+        Returns:
+            how the run ended; None: it continues, or it ends with the weights after its last planned step.
 
         Raises:
             CollapseError: the policy collapsed, and ``guard.on_fall`` is ``stop``.
@@ -96,11 +99,14 @@ class Ending:
         return None if reason is None else self.choose(finished, reason)
 
     def choose(self, finished: int, reason: str | None = None) -> Chosen | None:
-        """Load the weights that the run ends with; None: they are those after its last planned step.
+        """Load the weights that the run ends with.
 
         Args:
-            finished: steps that were made.
-            reason: why it ended early; None: it did not.
+            finished: number of finished steps.
+            reason: why the run ended early; None: it did not.
+
+        Returns:
+            the chosen weights; None: they are those after the last planned step.
         """
         if not self.selection.active or self.checkpoints is None:
             return None
@@ -112,7 +118,7 @@ class Ending:
         return Chosen(step=best, ended=finished, reason=self.selection.describe(best, reason))
 
     def _fall(self, finished: int, reason: str) -> Fall:
-        """After a collapse load the last good weights, or raise an error that names them."""
+        """After a collapse, load the last good weights or raise an error that names them."""
         config, checkpoints = self.config, self.checkpoints
         if self._returns_to_good and checkpoints is not None:
             sound = set(self.guard.good) & set(checkpoints.steps)
@@ -137,5 +143,5 @@ class Ending:
 
     @property
     def _returns_to_good(self) -> bool:
-        """True: after a fall the run continues with the last good weights."""
+        """True: after a collapse the last good weights are loaded instead of raising an error."""
         return self.config.guard is not None and self.config.guard.on_fall == "keep"

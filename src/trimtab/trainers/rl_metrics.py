@@ -1,4 +1,4 @@
-"""Numbers of a rollout batch that every online method logs."""
+"""Metrics of a rollout batch that every online method logs."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from trimtab.trainers.scoring import Scored, whole_rewards
 def describe(
     scored: Scored, batch: RolloutBatch, config: RlConfig, beta: float, price: DualAscent | None = None
 ) -> Metrics:
-    """Means over the batch. ``price``: of a constraint, as it was when the answers were scored.
+    """Means over the batch. ``price`` is a constraint's price at the time when the answers were scored.
 
     KL is per answer, in nats. ``empty`` counts the answers without a token; they have no reward.
     """
@@ -75,7 +75,7 @@ def describe(
 
 
 def _spread_within(values: Sequence[float], sizes: Sequence[int]) -> float:
-    """√ of the mean over groups of the variance inside each; groups follow each other, and empty ones are left out."""
+    """√ of the mean within-group variance; ``sizes`` are those of consecutive groups, and empty ones are left out."""
     each = iter(values)
     groups = [[next(each) for _ in range(size)] for size in sizes if size]
     return math.sqrt(fmean(pvariance(group) for group in groups)) if groups else 0.0

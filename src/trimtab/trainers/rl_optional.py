@@ -1,6 +1,6 @@
 """Settings that only some online methods have; for the others, the value that switches the feature off.
 
-The loop (:mod:`trimtab.trainers.rl`) reads them here, so that it is the same text for every method.
+The loop (:mod:`trimtab.trainers.rl`) reads settings through these functions, so its code is the same for every method.
 """
 
 from trimtab.trainers.rl_config import (
@@ -40,7 +40,7 @@ def entropy_share(config: OnlineConfig) -> float | None:
 
 
 def scales_scores(config: OnlineConfig) -> bool:
-    """True: scores are divided by their standard deviation since the run began."""
+    """True: scores are divided by their running standard deviation since the start of the run."""
     return isinstance(config, PolicyGradientConfig) and config.running_scale
 
 
@@ -50,12 +50,12 @@ def leaves_out_cut(config: OnlineConfig) -> bool:
 
 
 def draws_ahead(config: OnlineConfig) -> bool:
-    """True: a step's answers come from the weights before the last update."""
+    """True: a step's answers come from the weights before the previous step's update."""
     return isinstance(config, PolicyGradientConfig) and config.one_step_off
 
 
 def resample_attempts(config: OnlineConfig) -> int:
-    """How many times groups whose answers all score the same are replaced; 0: they are not."""
+    """Number of attempts to replace groups whose answers all score the same; 0: they are not replaced."""
     return config.resample if isinstance(config, DapoConfig) else 0
 
 
@@ -75,7 +75,7 @@ def critic_warmup(config: OnlineConfig) -> int:
 
 
 def bootstraps_cut(config: OnlineConfig) -> bool:
-    """True: an answer that was cut earns what the critic expects after its last token."""
+    """True: a cut answer also earns the critic's value after its last token."""
     return isinstance(config, PpoConfig) and config.bootstrap_cut
 
 

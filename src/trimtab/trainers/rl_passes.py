@@ -1,4 +1,4 @@
-"""Log-probabilities and values of sampled answers before the update, constant in the update.
+"""Log-probabilities and values of sampled answers before the update. They are constant during the update.
 
 Legend: B answers, T tokens. ``[B, T]`` tensors are 0 where the response mask is False.
 """
@@ -21,22 +21,22 @@ from trimtab.trainers.scoring import ended_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passes:
-    """Numbers of one rollout batch."""
+    """Log-probabilities, values and weights of one rollout batch."""
 
     sampled: TensorBT
-    """``[B, T]``, nats, log-probabilities as the sampler reported them."""
+    """``[B, T]``, nats, as the sampler reported them."""
     old: TensorBT
     """``[B, T]``, nats, under the policy before the update: the sampler's, or with ``importance_cap`` the trainer's."""
     reference: TensorBT
-    """``[B, T]``, nats."""
+    """``[B, T]``, nats, under the reference."""
     values: TensorBT
     """``[B, T]``, reward units; zeros without a critic."""
     last_values: TensorB | None
-    """``[B]``, reward units, the critic's value after the last token; None: no answer continues after its cut."""
+    """``[B]``, reward units, the critic's value after the last token; None: cut answers are not bootstrapped."""
     importance: TensorBT | None
-    """``[B, T]``, weights of tokens; None: not weighted."""
+    """``[B, T]``, importance weight of each token; None: not weighted."""
     uncertain: MaskBT | None
-    """``[B, T]`` bool, the tokens of ``entropy_top``; None: all count."""
+    """``[B, T]`` bool, True: among the tokens that ``entropy_top`` selects; None: all count."""
 
 
 @torch.no_grad()
@@ -54,13 +54,13 @@ def run_passes(
     """Run the reference, the critic and, where a setting needs it, the policy on the answers.
 
     Args:
-        policy: with the weights that drew the answers.
-        reference: what KL is measured against.
-        critic: None: the method has none.
-        tokens: of the answers.
+        policy: the policy with the weights that drew the answers.
+        reference: the model that KL is measured against.
+        critic: the critic; None: the method has none.
+        tokens: the tokens of the answers, with their prompts.
         rollouts: the answers.
         config: settings.
-        states: of frozen layers.
+        states: stored states of frozen layers.
         group: the ranks that divide the micro-batches.
     """
     mask, temperature = tokens.response_mask, config.sampler.temperature
@@ -72,7 +72,7 @@ def run_passes(
     last_values = None
     if bootstraps_cut(config):
         last_values = torch.zeros(len(rollouts), device=mask.device)
-    # The sampler knows the values if the critic is a head on the policy's states.
+    # If the critic is a head on the policy's states, the sampler has computed the values already.
     valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
     if valued:
         values = scatter([r.values for r in rollouts], mask)
@@ -113,7 +113,7 @@ def run_passes(
 
 
 def _weights(config: PolicyGradientConfig, recomputed: Tensor, sampled: Tensor, mask: Tensor) -> Tensor:
-    """Importance weights as the settings ask for them."""
+    """Importance weights: truncated or masked, as the settings say."""
     assert config.weight_cap is not None
     limits = {"cap": config.weight_cap, "level": config.importance_level}
     if config.importance_beyond == "truncate":

@@ -15,7 +15,7 @@ class RlRoles:
     reference: Role
     """Frozen; what KL is measured against."""
     critic: Role | None = None
-    """Trained; scalar head. PPO has one, the other methods have none."""
+    """Trained, with a scalar head. Only PPO has one."""
 
     @classmethod
     def on(
@@ -39,7 +39,7 @@ class RlRoles:
 
 
 def critic_of(policy: Role, backbone: Backbone, config: AdapterConfig, *, seed: int, shared: bool) -> Role:
-    """A critic with a zero head: with weights of its own on ``backbone``, or, ``shared``, on the policy's states."""
+    """A critic with a zero head: on ``backbone`` with its own weights, or with ``shared`` on the policy's states."""
     if shared:
         return policy.with_head()
     return Role.trainable(backbone, "critic", config, seed=seed, scalar_head=True)

@@ -12,7 +12,7 @@ class Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a phase."""
+        """End a phase and record its seconds under ``name``."""
         now = time.perf_counter()
         self.seconds[f"seconds/{name}"] = now - self._last
         self._last = now
@@ -23,20 +23,20 @@ class Step:
     """One step of a run."""
 
     number: int
-    """Of finished steps before it."""
+    """Number of finished steps before it."""
     seed: int
     """Everything random in it is drawn from this."""
     resumed: bool
-    """True: answers that an interrupted process drew with these very weights may be on disk."""
+    """True: answers that an interrupted process drew with the same weights may be on disk."""
     clock: Clock
-    """Seconds of its phases."""
+    """Measures the seconds of its phases."""
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Name of the step's files."""
         return step_name(self.number)
 
 
 def step_name(number: int) -> str:
-    """Name of the files of the step after ``number`` finished ones."""
+    """Name of the files of the step that follows ``number`` finished steps."""
     return f"step-{number:06d}"

@@ -1,11 +1,11 @@
-"""What a rollout batch does to the policy: the clipped ratio, the better of two answers, or imitation of the best.
+"""Updates of the policy on a rollout batch: the clipped surrogate, online DPO, or imitation of the best answers.
 
-With ``kl.stop`` every method ends its update early. Before each optimiser step KL(π_old‖π) is estimated (k3, nats per
-token) on the step's whole minibatch, whatever its micro-batches are; above the limit, this step and all that remain of
-the rollout batch are skipped. Source: Spinning Up's PPO and stable-baselines3's PPO, both ``target_kl``. Departures:
-they stop above 1.5 times ``target_kl``, here the limit is the value itself; Spinning Up continues with the critic,
-here it stops too, as in stable-baselines3. Online DPO and rejection sampling measure it on the answers they train on,
-which were chosen by their scores.
+With ``kl.stop`` every method can end its update early. Before each optimiser step, KL(π_old‖π) is estimated (k3, nats
+per token) on the whole minibatch. Above the limit, this step and all later steps on the rollout batch are skipped.
+Source: ``target_kl`` of Spinning Up's PPO and stable-baselines3's PPO. Departures: they stop above 1.5 times
+``target_kl``, here the limit is the value itself; Spinning Up continues with the critic, here the critic stops too, as
+in stable-baselines3. Online DPO and rejection sampling measure the KL on the answers they train on, which were chosen
+by their scores.
 """
 
 import math
@@ -57,12 +57,12 @@ Surrogate = Callable[[Any, TensorBT, RolloutBatch], tuple[TensorBT, Tensor]]
 
 
 def clip_range_of(config: PolicyGradientConfig) -> dict[str, float]:
-    """``eps_low`` and ``eps_high``, as the formulas take them."""
+    """``eps_low`` and ``eps_high``, as arguments for the formulas."""
     return {"eps_low": config.eps, "eps_high": config.eps_high or config.eps}
 
 
 def clipped_surrogate(config: PolicyGradientConfig, new: TensorBT, part: RolloutBatch) -> tuple[TensorBT, Tensor]:
-    """PPO's: a :data:`Surrogate` of each token's ratio."""
+    """PPO's :data:`Surrogate`: the clipped ratio of each token."""
     assert part.advantages is not None
     old, mask, clip_range = part.old_logprobs, part.response_mask, clip_range_of(config)
     losses = clipped_policy_loss(new, old, part.advantages, mask, dual_clip=config.dual_clip, **clip_range)
@@ -88,9 +88,9 @@ class Update(Generic[ConfigT]):
     states: FrozenStates
     """States of frozen layers."""
     reduction: Callable[[ConfigT, Tensor, Tensor, Norms], Tensor] | None = None
-    """The method's, see :class:`trimtab.trainers.methods.OnlineMethod`."""
+    """The method's reduction, see :class:`trimtab.trainers.methods.OnlineMethod`."""
     surrogate: Surrogate = clipped_surrogate
-    """The method's."""
+    """The method's surrogate."""
     opponents: RolloutBatch | None = None
     """The opponents' answers, row for row; None: the method does not train on them."""
     imitate: Sequence[tuple[str, Encoded]] = ()
@@ -101,7 +101,7 @@ class Update(Generic[ConfigT]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imitation:
-    """A micro-batch of conversations to imitate beside the answers (PPO-ptx)."""
+    """A micro-batch of conversations to imitate in addition to training on the answers (PPO-ptx)."""
 
     batch: Batch
     tokens: float
@@ -136,7 +136,7 @@ def clipped_update(update: Update[PolicyGradientConfig]) -> Metrics:
 
 
 def critic_update(update: Update[Any]) -> Metrics:
-    """Epochs × minibatches of the critic alone, while the policy stays as it is (``critic_warmup``).
+    """Epochs × minibatches of the critic alone; the policy does not change (``critic_warmup``).
 
     Returns:
         metrics averaged over the optimiser steps; ``updates`` counts the policy's, so it is 0.
@@ -147,9 +147,9 @@ def critic_update(update: Update[Any]) -> Metrics:
 
 
 def _answer_minibatches(update: Update[Any]) -> Iterator[tuple[list[tuple[list[str], RolloutBatch]], Norms]]:
-    """Micro-batches of each optimiser step, with their names, and the step's sizes.
+    """For each optimiser step: its micro-batches, each with the ids of its rows, and the step's :class:`Norms`.
 
-    A minibatch holds whole groups, so that their prompt is computed once. Answers without a token are left out.
+    A minibatch contains whole groups, so that each prompt is computed once. Answers without a token are left out.
     """
     config, batch = update.config, update.batch
     if not update.ids:
@@ -179,7 +179,7 @@ def _critic_step(update: Update[Any], parts: Sequence[tuple[list[str], RolloutBa
 def _policy_loss(
     update: Update[PolicyGradientConfig], part: RolloutBatch | Imitation, norms: Norms
 ) -> tuple[Tensor, Metrics]:
-    """A micro-batch's share of the policy's loss, with that of a critic on the policy's states."""
+    """A micro-batch's share of the policy's loss, plus the critic's loss if it is a head on the policy's states."""
     config, policy = update.config, update.learners["policy"].role
     if isinstance(part, Imitation):
         return _imitation_loss(update, part)
@@ -216,7 +216,7 @@ def _policy_loss(
 
 
 def _divergence(kl: KLConfig, new: TensorBT, part: RolloutBatch) -> TensorBT:
-    """What β multiplies in the loss, ``[B, T]``, nats."""
+    """The divergence that β multiplies in the loss, ``[B, T]``, nats."""
     if kl.estimator is None or kl.estimator == "sequence":
         return kl_sequence(new, part.reference_logprobs, part.response_mask, old_logprobs=part.old_logprobs)
     return PER_TOKEN_KL[kl.estimator](new, part.reference_logprobs, part.response_mask)
@@ -228,7 +228,7 @@ def _imitation_loss(update: Update[PolicyGradientConfig], part: Imitation) -> tu
     assert config.ptx is not None
     nll = -policy.logprobs(part.batch).sum() / part.tokens
     loss = config.ptx.coefficient * nll
-    # With a critic on the policy's states, ``loss`` also holds the critic's, so the policy's is logged apart.
+    # With a critic on the policy's states, ``loss`` includes the critic's, so the policy's is logged separately.
     apart = {"policy_loss": float(loss.detach())} if critic_on_policy(config) else {}
     return loss, {"ptx_nll": float(nll.detach())} | apart
 
@@ -250,7 +250,7 @@ def _value_loss(
 
 
 def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
-    """DPO on the best against the worst answer of each group; groups whose answers all score the same are left out.
+    """DPO on the best and the worst answer of each group; groups whose answers all score the same are left out.
 
     Returns:
         metrics averaged over the optimiser steps; their number is ``updates``, 0 if every group was flat.
@@ -300,11 +300,11 @@ def online_dpo_update(update: Update[OnlineDpoConfig]) -> Metrics:
 def rejection_update(update: Update[RejectionConfig]) -> Metrics:
     """Maximise the likelihood of each group's ``keep`` best answers; groups that all score the same are left out.
 
-    The likelihood is at temperature 1, as in fine-tuning (Llama 2, RAFT), at whatever temperature the answers were
-    drawn; the metrics of tokens are at the sampler's. Of equal scores the answer drawn first counts as better.
+    The likelihood is at temperature 1, as in fine-tuning (Llama 2, RAFT), whatever the sampler's temperature is. The
+    token metrics are at the sampler's temperature. Of two equal scores, the answer drawn first counts as better.
 
     Returns:
-        as :func:`online_dpo_update`.
+        as for :func:`online_dpo_update`.
     """
     config, batch, learner = update.config, update.batch, update.learners["policy"]
     temperature, role = config.sampler.temperature, learner.role
@@ -341,14 +341,14 @@ def rejection_update(update: Update[RejectionConfig]) -> Metrics:
 
 
 def minibatches(count: int, config: OnlineConfig, seed: int) -> Iterator[Tensor]:
-    """Rows of each optimiser step: every pass is a fresh shuffle of all ``count``, cut into minibatches."""
+    """Rows of each optimiser step: each epoch shuffles all ``count`` rows anew and cuts them into minibatches."""
     for epoch in range(config.epochs):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
         yield from (part for part in order.tensor_split(config.minibatches) if len(part))
 
 
 def too_far(stop: float | None, metrics: Metrics) -> bool:
-    """True: a minibatch's KL to the policy that drew the answers is above ``kl.stop``."""
+    """True: a minibatch's KL from the policy that drew the answers is above ``kl.stop``."""
     return metrics["approx_kl"] > (math.inf if stop is None else stop)
 
 
@@ -369,7 +369,7 @@ def _imitations(update: Update[PolicyGradientConfig]) -> list[tuple[list[str], R
 
 
 def token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: Norms) -> Metrics:
-    """The part's share of means per token: KL to the old policy, entropy, difference to the sampler's numbers."""
+    """The part's share of per-token means: KL from the old policy, entropy, difference from the sampler's logprobs."""
     mask = part.response_mask
     moved = float(approx_kl(new, part.old_logprobs, mask))
     return {
@@ -380,7 +380,7 @@ def token_metrics(new: Tensor, entropies: Tensor, part: RolloutBatch, norms: Nor
 
 
 def named(metrics: Metrics) -> Metrics:
-    """Metrics under the policy's name; ``policy_loss`` is the whole loss unless the step reports it apart."""
+    """Metrics under the policy's name; ``policy_loss`` is the whole loss unless the step reports it separately."""
     loss = metrics.pop("loss")
     return {"policy_loss": loss, "policy_grad_norm": metrics.pop("grad_norm")} | metrics
 
@@ -390,7 +390,7 @@ def summary(steps: list[Metrics], refused: Metrics | None, stop: float | None) -
 
     Args:
         steps: metrics of each step.
-        refused: metrics of the minibatch whose KL ended the update; it counts for ``approx_kl`` only.
+        refused: metrics of the minibatch whose KL ended the update, used for ``approx_kl``; None: no minibatch did.
         stop: ``kl.stop``.
     """
     means = {key: sum(m[key] for m in steps) / len(steps) for key in (steps[0] if steps else ())}

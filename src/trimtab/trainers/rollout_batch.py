@@ -1,4 +1,4 @@
-"""The tensors of one rollout batch: what was sampled, how it was scored, and the advantages that follow.
+"""The tensors of one rollout batch: sampled tokens, their scores, and the advantages computed from them.
 
 Legend: B answers, T tokens (prompt and answer, right-padded; column t is about token t itself). ``[B, T]`` tensors are
 0 where ``response_mask`` is False.
@@ -18,7 +18,7 @@ from trimtab.records import Rollout
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutBatch(Batch):
-    """Answers to train on; consecutive ``group`` rows answer the same prompt. All of it is constant in an update."""
+    """Answers to train on; each ``group`` consecutive rows answer one prompt. Constant during an update."""
 
     sampled_logprobs: Tensor
     """``[B, T]``, nats, log-probability of each token as the sampler reported it."""
@@ -27,18 +27,19 @@ class RolloutBatch(Batch):
     reference_logprobs: Tensor
     """``[B, T]``, nats, under the reference."""
     scores: Tensor
-    """``[B]``, reward units, of whole answers: clipped and penalised."""
+    """``[B]``, reward units, the score of each whole answer after clipping and penalties."""
     rewards: Tensor
-    """``[B, T]``, reward units, of each token: the score at the last one, step rewards, and the KL penalty if it is
-    part of the reward."""
+    """``[B, T]``, reward units, the reward of each token: the score at the last one, step rewards, and the KL penalty
+    if it is part of the reward."""
     values: Tensor | None = None
     """``[B, T]``, reward units, the critic's value before each token; None: the method has no critic."""
     advantages: Tensor | None = None
     """``[B, T]``; None: the method uses none."""
     returns: Tensor | None = None
-    """``[B, T]``, reward units, what the critic is trained on; None: the method has no critic."""
+    """``[B, T]``, reward units, the critic's targets; None: the method has no critic."""
     importance: Tensor | None = None
-    """``[B, T]``, weight of each token's loss that corrects for the sampler's other kernels; None: not corrected."""
+    """``[B, T]``, importance weight of each token's loss, which corrects for the sampler's different kernels; None: not
+    corrected."""
     wins: Tensor | None = None
     """``[B]``, P(the answer beats its opponent's); None: the method has no opponent."""
     uncertain: Tensor | None = None
@@ -46,17 +47,17 @@ class RolloutBatch(Batch):
 
     @property
     def answered(self) -> Tensor:
-        """``[B]`` bool, True: the answer has a token. Others teach nothing and are in no group's mean."""
+        """``[B]`` bool, True: the answer has a token. Others are in no loss and in no group's mean."""
         return self.response_mask.any(dim=1)
 
 
 def tokens_of(rollouts: Sequence[Rollout], device: torch.device) -> Batch:
-    """Prompt and answer of each rollout; equal prompts are computed once."""
+    """Prompt and answer of each rollout as a batch; equal prompts are computed once."""
     return collate_answers([(r.prompt_tokens, r.tokens) for r in rollouts], device)
 
 
 def rollout_batch(tokens: Batch, **columns: Any) -> RolloutBatch:
-    """A :class:`RolloutBatch` of these tokens; ``columns`` are its further fields."""
+    """A :class:`RolloutBatch` of these tokens; ``columns`` are its other fields."""
     shared = {f.name: getattr(tokens, f.name) for f in fields(Batch)}
     return RolloutBatch(**shared, **columns)
 

@@ -1,9 +1,8 @@
 """Which weights an online run ends with, and when it may end before its last step.
 
-Candidates are the weights where the run began, those of its checkpoints, and the last ones. A candidate is judged by
-the answers drawn around it: the mean of a score over the steps from two before to two after the one that the
-candidate's weights drew, fewer at the start and at the end. One step's answers are too few, and each step has other
-prompts.
+Candidates are the weights at the start of the run, those of its checkpoints, and the last ones. A candidate's score is
+averaged over several steps: the one whose answers its weights drew, two steps before it and two after it, fewer at the
+start and at the end of the run. One step's answers are too few, and each step has different prompts.
 
 The answers of step s (from 1) come from the weights after s − 1 steps.
 """
@@ -16,7 +15,7 @@ from trimtab.errors import ConfigError
 from trimtab.trainers.learner import Metrics
 
 HELDOUT = "heldout"
-"""Name of the reward of a model that judges and is not trained on."""
+"""Name of the held-out reward model's reward."""
 
 SELECTED_BY = {"heldout": f"reward/{HELDOUT}", "proxy": "reward"}
 """The metric that each choice maximises."""
@@ -30,12 +29,12 @@ Select = Literal["last", "heldout", "proxy"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """Weights that an online run ended with, where they are not those after its last planned step."""
+    """Weights that an online run ended with, if they are not those after its last planned step."""
 
     step: int
     """Finished steps of these weights."""
     ended: int
-    """Steps that were made."""
+    """Number of steps that the run made."""
     reason: str
     """Why these weights, in words."""
 
@@ -47,7 +46,7 @@ class Selection:
         by: ``last``: the newest weights; ``heldout`` and ``proxy``: those with the highest score.
         patience: steps without a better candidate after which training ends; None: it does not.
         budget: largest KL to the reference, nats per answer; None: no limit.
-        still: first steps that leave the policy as it is, while a critic warms up; patience begins after them.
+        still: number of first steps in which only the critic trains; patience is counted after them.
     """
 
     def __init__(self, by: Select, *, patience: int | None = None, budget: float | None = None, still: int = 0) -> None:
@@ -65,7 +64,7 @@ class Selection:
         """Add a step's metrics.
 
         Raises:
-            ConfigError: the score that decides is not among them.
+            ConfigError: the metrics lack the score that candidates are compared by.
         """
         if not self.active:
             return
@@ -101,12 +100,12 @@ class Selection:
         return _around(self._kls, candidate) if candidate else 0.0
 
     def choose(self, candidates: Collection[int]) -> int:
-        """The best of weights after so many steps; the earliest of equals. Over the budget only where all are."""
+        """The step of the best candidate, the earliest of equals. If all are over the budget, the first candidate."""
         within = [c for c in candidates if self._budget is None or self.kl(c) <= self._budget] or [min(candidates)]
         return max(within) if self.by == "last" else max(within, key=lambda c: (self.score(c), -c))
 
     def needed(self, checkpoints: Collection[int]) -> set[int]:
-        """The checkpoints that may still be chosen: the best one, and those whose later steps are not made yet."""
+        """The checkpoints that may still be chosen: the best one, and those whose window of steps is not complete."""
         if not self.active or not checkpoints:
             return set()
         unjudged = {c for c in checkpoints if c + SIDE >= len(self._kls)}
@@ -132,7 +131,7 @@ class Selection:
 def _around(values: list[float], candidate: int) -> float:
     """Mean over the steps around the one that the candidate's weights drew (place ``candidate``, from 0).
 
-    Near the start the window is shorter on both sides, or the start would have the credit of what follows it.
+    Near the start the window is shortened on both sides; otherwise the start would get credit for later steps.
     """
     side = min(SIDE, candidate)
     near = values[max(0, min(candidate - side, len(values) - SIDE)) : candidate + side + 1]

@@ -49,10 +49,10 @@ def train_sft(
         examples: encoded conversations; those without a response token are refused.
         config: settings.
         seed: order of the examples and dropout.
-        session: logging, checkpoints, stopping; None: silent, saves nothing.
+        session: logging, checkpoints, stopping; None: logs and saves nothing.
 
     Raises:
-        DataError: nothing to learn from.
+        DataError: there are no examples.
         NonFiniteError: the loss became NaN or infinite.
     """
     session = session or Session()
@@ -85,7 +85,7 @@ def mean_nll(role: Role, examples: Sequence[Encoded], *, micro_batch_tokens: int
 
 
 def step_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which examples optimiser step ``step`` sees: every epoch is a fresh shuffle of all of them.
+    """The examples of optimiser step ``step``; each epoch shuffles all of them anew.
 
     The last batch of an epoch may be smaller, so that an epoch is exactly one pass.
     """
@@ -94,7 +94,7 @@ def step_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
 
 
 def steps_of_examples(count: int, batch: int, total: int, seed: int) -> list[list[int]]:
-    """For each example the optimiser steps of ``total``, from 0, that saw it: the reverse of :func:`step_indices`."""
+    """For each example, the optimiser steps (from 0, of ``total``) that use it; inverse of :func:`step_indices`."""
     per_epoch = -(-count // batch)
     steps: list[list[int]] = [[] for _ in range(count)]
     for epoch in range(-(-total // per_epoch)):

@@ -1,4 +1,4 @@
-"""Answers drawn and scored by share: all answers to a prompt stay on one rank."""
+"""Drawing and scoring answers on several ranks; all answers to a prompt stay on one rank."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,17 +16,17 @@ def drawn_by_share(
     *,
     answers: int,
 ) -> list[Rollout]:
-    """Answers to all prompts, of which each rank draws those of its share.
+    """Answers to all prompts; each rank draws its share.
 
-    An answer's random stream comes from its prompt and its place in the group, so the text does not depend on the rank.
-    A prompt that is given twice stays on one rank, where its further answers get further places.
+    An answer's random stream depends on its prompt and its place in the group, so the text does not depend on the rank.
+    A prompt that occurs twice stays on one rank, and its answers get successive places.
 
     Args:
         group: the ranks.
         phase: for messages.
         prompts: the same on every rank.
-        draw: answers to some prompts, in order.
-        answers: to each prompt.
+        draw: prompts → their answers, in order.
+        answers: number of answers to each prompt.
     """
     if group.size == 1:
         return draw(prompts)
@@ -47,14 +47,14 @@ def drawn_by_share(
 def scored_by_share(
     group: Group, phase: str, rollouts: Sequence[Rollout], score: Callable[[Sequence[Rollout]], Scored], *, answers: int
 ) -> Scored:
-    """All answers with their rewards, of which each rank computes those of its share.
+    """All answers with their rewards; each rank scores its share.
 
     Args:
         group: the ranks.
         phase: for messages.
-        rollouts: the same on every rank, all answers to a prompt one after the other.
-        score: some of them with their rewards.
-        answers: to each prompt.
+        rollouts: the same on every rank; all answers to a prompt are consecutive.
+        score: rollouts → the same with their rewards.
+        answers: number of answers to each prompt.
     """
     if group.size == 1:
         return score(rollouts)

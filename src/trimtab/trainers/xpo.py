@@ -1,4 +1,4 @@
-"""What a rollout batch of XPO does to the policy: DPO on its answers and the reference's, and exploration."""
+"""The update of XPO on a rollout batch: DPO on the policy's and the reference's answers, and exploration."""
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from trimtab.trainers.rollout_batch import RolloutBatch
 
 
 def xpo_update(update: Update[XpoConfig]) -> Metrics:
-    """DPO on each answer of the policy and the reference's answer beside it, with exploration.
+    """DPO on pairs of the policy's answer and the reference's answer, with exploration.
 
-    The metrics of tokens are of the policy's answers. Pairs of which one answer has no token are left out.
+    Token metrics are over the policy's answers. Pairs with an empty answer are left out.
 
     Returns:
         metrics averaged over the optimiser steps; their number is ``updates``. ``gap`` is the mean of h,
-        ``exploration`` that of the log-probability of the reference's answers.
+        ``exploration`` the mean log-probability of the reference's answers.
     """
     config, batch, opponents = update.config, update.batch, update.opponents
     role, temperature = update.learners["policy"].role, config.sampler.temperature
