@@ -57,6 +57,15 @@ def sections(steps: int, epochs: float) -> dict[str, dict[str, Any]]:
     return by_method | {name: by_method[name.split(",")[0]] | more for name, more in FORMS.items()}
 
 
+def recipe_of(values: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a method. Offline methods have no rewards, and certain labels, because some take no soft ones."""
+    values = values | {"align": section, "evaluate": None}
+    if not isinstance(METHODS[section["method"]], OfflineMethod):
+        return values
+    aggregate = values["label"].get("aggregate", {}) | {"labels": "hard"}
+    return values | {"reward": None, "rewards": None, "label": values["label"] | {"aggregate": aggregate}}
+
+
 def main() -> int:
     """Run all methods, print a row each, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,9 +88,7 @@ def main() -> int:
         if options.only and name not in options.only:
             continue
         recipe = options.recipe.with_name(f".{work.name}.yaml")
-        offline = isinstance(METHODS[section["method"]], OfflineMethod)  # it learns from preferences and has no rewards
-        own = {name: part for name, part in values.items() if not (offline and name == "rewards")}
-        recipe.write_text(yaml.safe_dump(own | {"align": section, "evaluate": None}))
+        recipe.write_text(yaml.safe_dump(recipe_of(values, section)))
         start = time.perf_counter()
         try:
             run_recipe(load_recipe(recipe), recipe, runs=options.run.parent, ui=Silent())

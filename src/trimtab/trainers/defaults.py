@@ -1,8 +1,8 @@
 """Default learning rates, by what is trained and by the model's width.
 
-The rates are for SmolLM2-135M (width 576); ``python -m benchmarks.rates`` measures them, and decision 79 has the results.
-A wider model gets the rate times 576/width, because under Adam the change of a layer's output grows with its width
-(Yang et al. 2022, arXiv 2203.03466, table 8). A narrower model gets the rate unchanged.
+The rates are for SmolLM2-135M (width 576); ``python -m benchmarks.rates`` measures them, and decision 79 has the
+results. A wider model gets the rate times 576/width, because under Adam the change of a layer's output grows with its
+width (Yang et al. 2022, arXiv 2203.03466, table 8). A narrower model gets the rate unchanged.
 """
 
 from typing import Literal
