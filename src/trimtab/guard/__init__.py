@@ -1,6 +1,6 @@
-"""Guards: classifiers made from a constitution that check requests before, and answers while, a model writes.
+"""Guards: classifiers trained from a constitution. They check requests, and answers while the model writes them.
 
-Names are imported on first use, so that settings can be read where scikit-learn and torch are not installed.
+Names are imported on first use, so settings can be read without scikit-learn and torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """A policy's activations for linear probes: hidden states at chosen layers, read while the model runs, and pooled.
 
-Legend: T tokens, L chosen layers, H width of the model, W windows, P = 3 poolings. Layer n is the state after n decoder
-layers, 1 … number of layers.
+Legend: T tokens, L chosen layers, H width of the model, W windows, P = 3 poolings. Layer n (1 … number of layers) is
+the state after n decoder layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,16 @@ from trimtab.models import Backbone
 from trimtab.models.batch import padded
 
 POOLINGS = ("mean", "max", "last")
-"""How the states of many tokens become one vector; index 0, 1 and 2 of :func:`pooled`."""
+"""How the states of many tokens become one vector, in the order of axis P in :func:`pooled`."""
 
 WINDOW = 64
-"""Tokens of a window; windows overlap by half."""
+"""Tokens per window; windows overlap by half."""
 
 PIECE = 512
 """A text with more tokens is read in pieces of this many."""
 
 PASS = 2048
-"""Padded tokens of one forward pass."""
+"""Most padded tokens in one forward pass, unless a single row is longer."""
 
 
 class _Enough(Exception):
@@ -35,17 +35,17 @@ class _Enough(Exception):
 
 @contextmanager
 def layer_states(backbone: Backbone, layers: Sequence[int], *, stop: bool = False) -> Iterator[dict[int, Tensor]]:
-    """Inside, the states after each chosen layer of the newest forward pass, ``[B, T, H]`` by layer.
+    """Context with the states after each chosen layer in the newest forward pass, ``[B, T, H]`` by layer.
 
-    The server opens it around its own decoding steps, so that a probe costs no forward pass.
+    The server opens it around its own decoding steps, so a probe needs no extra forward pass.
 
     Args:
-        backbone: whose layers.
+        backbone: the model.
         layers: 1 … number of layers.
-        stop: end each forward pass after the highest of them with an exception that :func:`read` expects.
+        stop: True: end each forward pass after the highest chosen layer, with an exception that :func:`read` catches.
 
     Raises:
-        ConfigError: there is no such layer.
+        ConfigError: the model has no such layer.
     """
     count = len(backbone.layers)
     wrong = [n for n in layers if not 1 <= n <= count]
@@ -76,10 +76,10 @@ def read(
         backbone: the model.
         rows: token ids, at least one each, at most the model's context.
         layers: as for :func:`layer_states`.
-        adapter: whose weights; None: the trunk.
+        adapter: the adapter whose weights are used; None: the trunk.
 
     Yields:
-        the place in ``rows`` and its states ``[T, L, H]``, float32, on the CPU; shortest first.
+        each row's index in ``rows`` and its states ``[T, L, H]``, float32, on the CPU; shortest rows first.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with layer_states(backbone, layers, stop=True) as states:
@@ -96,10 +96,10 @@ def read(
 
 
 def encode(backbone: Backbone, text: str) -> list[list[int]]:
-    """A text as rows for :func:`read`: one token that ends turns, then at most :data:`PIECE` tokens of the text.
+    """A text as rows for :func:`read`: the end-of-turn token, then at most :data:`PIECE` tokens of the text.
 
-    The text is encoded without the chat template, and control tokens in it are encoded as the characters they are made
-    of. The first token gathers attention that means nothing; its states are left out of every pooling.
+    The text is encoded without the chat template, and control tokens in it are encoded as plain characters. The first
+    token attracts attention whatever the text says, so all poolings leave its states out.
     """
     chat = backbone.chat
     tokens = chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -108,7 +108,7 @@ def encode(backbone: Backbone, text: str) -> list[list[int]]:
 
 
 def pooled(states: Tensor, *, window: int = WINDOW) -> Tensor:
-    """One vector per pooling for all tokens together, and for each window where there are several.
+    """One vector per pooling for all tokens together, and for each window if there are several.
 
     Args:
         states: ``[T, L, H]``.
@@ -136,12 +136,12 @@ def pooled_texts(
         backbone: the model.
         texts: any length.
         layers: as for :func:`layer_states`.
-        adapter: whose weights; None: the trunk.
-        dtype: in which the result is stored; float16 halves the memory of large sets.
+        adapter: the adapter whose weights are used; None: the trunk.
+        dtype: type of the result; float16 halves the memory of large sets.
 
     Returns:
-        for each text ``[1 + W, P, L, H]`` as :func:`pooled`; of a long one, the windows of all its pieces, and row 0 is
-        its first piece.
+        for each text ``[1 + W, P, L, H]`` as from :func:`pooled`. For a long text, the rows of all its pieces are
+        concatenated, so row 0 is the whole first piece.
     """
     rows = [(number, row) for number, text in enumerate(texts) for row in encode(backbone, text)]
     parts: dict[int, Tensor] = {}

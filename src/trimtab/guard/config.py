@@ -31,7 +31,7 @@ class GuardConfig(Config):
 
     @model_validator(mode="after")
     def _escalation_exceeds_budget(self) -> "GuardConfig":
-        """A band as narrow as the budget would hold blocked texts only, and the second stage could only release."""
+        """Refuse a band no wider than the budget: all of its texts would be blocked already."""
         if 0 < self.escalate <= self.budget:
             raise ValueError(
                 f"--escalate is {self.escalate:g} and --budget is {self.budget:g}, so the second stage could block "

@@ -1,6 +1,6 @@
-"""Training data of a guard: twins from a constitution in templates, attacks on them, and rows of files.
+"""Training data of a guard: the constitution's twins in templates, disguises of them, and rows from files.
 
-Twins share a group and every disguise of a text keeps it, so splitting by group keeps a restricted subject, its
+Twins share a group, and a disguised text keeps its group. Splitting by group therefore keeps a restricted subject, its
 harmless twin and all their forms on one side.
 """
 
@@ -34,29 +34,29 @@ REQUESTS = (
     "Question: {subject}?",
     "Forget the small talk and give me {subject}.",
 )
-"""Frames of a request around a subject."""
+"""Templates of a request about a subject."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One text to learn from or to measure on."""
+    """One text for training or evaluation."""
 
     text: str
     """The text."""
     restricted: bool
     """True: a guard must block it."""
     kind: Literal["request", "answer"] = "request"
-    """Whose text it is."""
+    """``request``: a user's text; ``answer``: a sentence of a model's answer."""
     rule: str | None = None
-    """The guard rule it belongs to, restricted or twin; None where the data name none."""
+    """The guard rule that the text belongs to, also as a harmless twin; None: the data name no rule."""
     group: str
-    """What must stay on one side of a split: a pair of twins, or a source."""
+    """A pair of twins, or a source; a split keeps all texts of a group on one side."""
     family: str = PLAIN
     """``plain``, or the attack that disguised it."""
 
 
 def from_constitution(constitution: Constitution) -> list[Example]:
-    """Requests for each restricted and each allowed subject in every frame, and the answers' sentences.
+    """Requests for each restricted and each allowed subject in every template, and the sentences of answers.
 
     Raises:
         ConfigError: the constitution has no guard rules.
@@ -84,12 +84,12 @@ def from_constitution(constitution: Constitution) -> list[Example]:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Rows of a JSON Lines file: ``text``, ``restricted`` and, where known, ``kind``, ``rule``, ``group``, ``family``.
+    """Read a JSON Lines file with ``text``, ``restricted`` and, if known, ``kind``, ``rule``, ``group`` and ``family``.
 
-    A row without a group is its own.
+    Rows without a group are grouped by their normalised text in lower case.
 
     Raises:
-        DataError: unreadable, or a row that is not such an object; the line is named.
+        DataError: the file cannot be read or is empty, or a row is invalid; the message names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -122,10 +122,10 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def attacked(examples: Iterable[Example], families: Sequence[str], *, seed: int) -> list[Example]:
-    """Each example in each family's disguise, harmless twins too: a disguise alone must not be what is blocked.
+    """Each example in each family's disguise, harmless twins too, so that a guard does not block disguises as such.
 
     Raises:
-        ConfigError: there is no such family.
+        ConfigError: a family is unknown.
     """
     unknown = [name for name in families if name not in ATTACKS]
     if unknown:
@@ -139,10 +139,10 @@ def attacked(examples: Iterable[Example], families: Sequence[str], *, seed: int)
 
 
 def deduplicated(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
-    """Examples without repetitions of one normalised text in lower case.
+    """Examples without repetitions; texts are compared normalised and in lower case.
 
     Returns:
-        what is left; how many repetitions were left out; how many texts were left out because they stand there both
+        the remaining examples; the number of repetitions left out; the number of texts left out because they occur both
         as restricted and as harmless.
     """
     by_text: dict[tuple[str, str, str], list[Example]] = {}
@@ -154,9 +154,9 @@ def deduplicated(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
 
 
 def ordinary(examples: Sequence[Example]) -> list[bool]:
-    """Which examples stand for everyday traffic: harmless plain requests in a group that restricts nothing.
+    """True for examples that represent everyday traffic: harmless plain requests whose group has no restricted text.
 
-    A twin is not one: it has the words of a restricted subject.
+    Twins are False, because they share words with a restricted subject.
     """
     restricted = {e.group for e in examples if e.restricted}
     return [
@@ -165,14 +165,15 @@ def ordinary(examples: Sequence[Example]) -> list[bool]:
 
 
 def split(examples: Sequence[Example], share: float, *, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples; a group is on one side as a whole.
+    """Split into training and held-out examples; all examples of a group are on the same side.
 
-    Groups are drawn within each rule and kind, at least one per rule that has two, so every rule is measured.
+    Groups are drawn within each rule and kind. At least one is held out where there are two or more, so the evaluation
+    covers every such rule.
 
     Args:
-        examples: any.
-        share: of the groups to hold out.
-        seed: of the draw.
+        examples: all examples.
+        share: share of the groups that is held out.
+        seed: seed of the draw.
     """
     by_stratum: dict[tuple[str, str], list[str]] = {}
     for example in examples:

@@ -1,9 +1,11 @@
-"""The detector of requests: TF-IDF and linear probes, calibrated and added up.
+"""The detector of requests: TF-IDF and linear probes, calibrated and averaged.
 
-Legend: N texts, V views of one text, z_k = log-odds of member k. A member's score of a view is its highest score over
-the view's windows; the detector's score of a view is the mean of the calibrated z_k, and that of a text the highest
-over its views. Texts are blocked above a threshold that a share of harmless ones, the budget, may exceed. That share is
-counted on scores by members that were fitted without the text's group.
+Legend: N texts, V views of one text, z_k = log-odds of member k. A member's score of a view is the highest over the
+view's windows. The detector's score of a view is the calibrated mean of the calibrated z_k. Its score of a text is the
+highest over the text's views.
+
+A text is blocked if its score exceeds the threshold. At most a given share of harmless training texts, the budget, may
+exceed it. That share is counted on scores by members that were fitted without the text's group.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -28,18 +30,18 @@ Reader = Callable[[Sequence[str]], list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A text as members read it."""
+    """A text in the form that members read."""
 
     views: tuple[View, ...]
-    """The raw text first."""
+    """Its readings, the raw text first."""
     states: tuple[np.ndarray, ...] | None = None
     """Pooled states of each view; None: there are no probes."""
     unread: str = ""
-    """What of the text was not read; empty: all was."""
+    """Why part of the text was not read; empty: all of it was read."""
 
 
 def prepare(texts: Sequence[str], reader: Reader | None = None) -> list[Prepared]:
-    """Views of texts, with their pooled states where there is a reader; equal views are read once."""
+    """Views of texts, with their pooled states if there is a reader; equal views are read once."""
     by_text = [readings(text) for text in texts]
     if reader is None:
         return [Prepared(tuple(v), unread=unread) for v, unread in by_text]
@@ -69,16 +71,16 @@ class Member:
     name: str
     """``lexical``, or ``probe`` with its pooling."""
     model: Lexical | Probe
-    """What gives log-odds."""
+    """The classifier; it gives uncalibrated log-odds z."""
     slope: float = 1.0
     """Calibration: log-odds = slope · z + offset."""
     offset: float = 0.0
-    """As above."""
+    """See ``slope``."""
     place: Place | None = None
-    """For a probe."""
+    """The state that a probe reads; None: the member reads text."""
 
     def view_logits(self, texts: Sequence[Prepared]) -> list[np.ndarray]:
-        """Z of each view of each text, the highest over windows: N arrays ``[V]``; not calibrated."""
+        """Uncalibrated log-odds of each view of each text, the highest over windows: N arrays ``[V]``."""
         if isinstance(self.model, Lexical):
             pieces = [[[v.text, *(w for w in windows(v.text) if w != v.text)] for v in t.views] for t in texts]
             flat = self.model.logits([piece for text in pieces for view in text for piece in view])
@@ -105,10 +107,10 @@ def _states(text: Prepared) -> tuple[np.ndarray, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What a detector says of one text."""
+    """A detector's score of one text."""
 
     value: float
-    """Calibrated probability that it is restricted, at even odds before reading it."""
+    """Calibrated probability that the text is restricted, for a prior of one half."""
     view: str
     """The view with the highest score."""
     members: dict[str, float]
@@ -122,9 +124,9 @@ class Detector:
     members: tuple[Member, ...]
     """At least one."""
     slope: float
-    """Calibration of the mean."""
+    """Calibration of the members' mean: log-odds = slope · mean + offset."""
     offset: float
-    """As above."""
+    """See ``slope``."""
     threshold: float
     """A text with a higher score is blocked."""
 
@@ -157,7 +159,7 @@ class Detector:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A detector and what its own training data say of it, by members fitted without the text's group."""
+    """A detector and its figures on training texts, by members fitted without the text's group."""
 
     detector: Detector
     """Fitted on all texts."""
@@ -187,12 +189,12 @@ def fit_detector(
     Args:
         texts: training texts; probes are fitted if they have states.
         labels: 1: restricted, 0: not.
-        groups: what must not be on both sides of a fold.
+        groups: group of each text; all texts of a group are in the same fold.
         budget: largest share of harmless texts whose score may exceed the threshold.
-        poolings: of the probes, names in :data:`~trimtab.guard.activations.POOLINGS`.
-        folds: of the cross-fitting.
+        poolings: poolings of the probes, names in :data:`~trimtab.guard.activations.POOLINGS`.
+        folds: number of folds of the cross-fitting.
         layer: index of the probes' layer; None: the one with the highest AUROC out of fold.
-        seed: of the folds.
+        seed: seed of the folds.
 
     Raises:
         DataError: one label is missing in a fold, or there are too few harmless texts for the budget.
@@ -216,7 +218,7 @@ def fit_detector(
             rows = np.flatnonzero(test).tolist()
             for i, z in zip(rows, member.view_logits([texts[i] for i in rows]), strict=True):
                 raw[i] = z
-        slope, offset = platt(np.array([z[0] for z in raw]), y)  # of the raw text: views are for disguises
+        slope, offset = platt(np.array([z[0] for z in raw]), y)  # fitted on raw texts; other views exist for disguises
         whole = _fit_member(name, place, texts, y)
         members.append(Member(name=name, model=whole.model, slope=slope, offset=offset, place=place))
         held_out.append([slope * z + offset for z in raw])
@@ -253,7 +255,7 @@ def _places(
     poolings: Sequence[str],
     layer: int | None,
 ) -> tuple[list[Place], dict[str, list[float]]]:
-    """The probes' places: one layer for all poolings, the one with the highest mean AUROC out of fold."""
+    """The probes' places: one layer for all poolings, with the highest mean AUROC out of fold."""
     if texts[0].states is None:
         return [], {}
     raw = np.stack([_states(t)[0][0] for t in texts]).astype(np.float32)  # [N, P, L, H]

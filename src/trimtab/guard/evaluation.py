@@ -1,4 +1,4 @@
-"""What a guard reaches on texts that its training did not see: requests, attacks, answers, and its cost."""
+"""Measures a guard on texts that its training did not see: requests, attacks, answers, and the cost of checks."""
 
 import time
 from collections.abc import Sequence
@@ -37,13 +37,13 @@ from trimtab.records import Message
 def evaluate_requests(
     guard: Guard, examples: Sequence[Example], *, trained_on: Sequence[str] = (), seed: int = 0
 ) -> RequestResult:
-    """Blocking and refusals on requests, plain and in each attack's disguise.
+    """Shares of blocked restricted and refused harmless requests, plain and in each attack's disguise.
 
     Args:
-        guard: with the model it needs.
-        examples: requests that training did not see; disguised ones are left to their own family.
+        guard: the guard, with the model it needs.
+        examples: requests that training did not see; disguised ones count only in their own family.
         trained_on: attack families that training saw; the others are held out.
-        seed: of the attacks.
+        seed: seed of the attacks.
 
     Raises:
         DataError: there is no restricted or no harmless plain request.
@@ -91,7 +91,7 @@ def evaluate_requests(
 
 
 def _shares(outcomes: Sequence[tuple[bool, Example]]) -> Shares:
-    """Blocked restricted and refused harmless texts."""
+    """Shares of blocked restricted and of refused harmless texts."""
     return Shares(
         blocked=_by_subject([(blocked, e) for blocked, e in outcomes if e.restricted]),
         refused=_by_subject([(blocked, e) for blocked, e in outcomes if not e.restricted]),
@@ -125,13 +125,13 @@ def _named(guard: Guard, blocked: Sequence[Example]) -> SubjectShare:
 def evaluate_answers(
     guard: Guard, examples: Sequence[Example], *, count: int = 60, seed: int = 1
 ) -> AnswerResult | NotMeasured:
-    """Planted onset: harmless sentences, then restricted ones from a known token on, fed to the model.
+    """Measure answers with a planted onset: harmless sentences, then restricted ones from a known token on.
 
     Args:
-        guard: with an output probe and its model.
+        guard: the guard, with an output probe and its model.
         examples: held-out sentences and requests.
-        count: answers to put together.
-        seed: of the draw.
+        count: number of answers to assemble.
+        seed: seed of the draw.
     """
     sentences = [e for e in examples if e.kind == "answer"]
     if guard.output is None or guard.backbone is None:
@@ -149,7 +149,7 @@ def onset_table(output: OutputProbe, answers: Sequence[AnswerStates], *, layer: 
 
     Args:
         output: the probe.
-        answers: with states ``[T, L, H]``.
+        answers: answers with states ``[T, L, H]``.
         layer: index in ``states`` of the layer that the probe reads.
     """
     alarms = [
@@ -174,7 +174,7 @@ def onset_table(output: OutputProbe, answers: Sequence[AnswerStates], *, layer: 
 
 
 def measure_cost(guard: Guard, texts: Sequence[str]) -> Cost:
-    """CPU time of a request's check and of one token's, and the size of the weights."""
+    """CPU time to check a request and to score a decoding step, and the size of the weights."""
     times = []
     for text in texts:
         start = time.process_time()

@@ -1,6 +1,6 @@
-"""A guard around a model: checks requests before it answers, and answers while it writes.
+"""A guard around a model: checks requests before the model answers, and answers while it writes them.
 
-How a server uses one::
+A server uses it like this::
 
     guard = Guard.load(Path("guard"), backbone)
     verdict = guard.check(messages)               # before sampling; a blocked request is not answered
@@ -13,8 +13,8 @@ How a server uses one::
             if check.verdict is not None: ...     # stopped: close the stream
         send(check.finish([last_token]))
 
-The states of a token exist once it has been fed to the model, one step after it was drawn. The last token of an answer
-is never fed; it goes to :meth:`AnswerCheck.finish`.
+A token's states exist only after it has been fed to the model, one step after it was sampled. The last token of an
+answer is never fed; pass it to :meth:`AnswerCheck.finish`.
 """
 
 import json
@@ -44,7 +44,7 @@ OnError = Literal["closed", "open"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a guard decided about a request or an answer."""
+    """A guard's decision about a request or an answer."""
 
     blocked: bool
     """True: do not answer, or stop."""
@@ -61,19 +61,20 @@ class Verdict:
     members: Mapping[str, float] | None = None
     """Calibrated log-odds of each member on that view."""
     escalated: bool = False
-    """True: a request that the second stage decided about; score and threshold are those of both stages together."""
+    """True: the second stage read the request; score and threshold are those of both stages together."""
     token: int | None = None
     """Answer: index of the token at which it was stopped."""
     error: str | None = None
-    """What went wrong in the guard; ``blocked`` is then its ``on_error``, or what the first stage had blocked."""
+    """A failure of the guard. ``blocked`` then follows ``on_error``, but what was blocked before the failure stays
+    blocked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What a guard decided about one text of a request."""
+    """A guard's decision about one text of a request."""
 
     score: Score
-    """Of the first stage; of both if the text was escalated."""
+    """Score of the first stage, or of both stages if the text was escalated."""
     threshold: float
     """A higher score is blocked."""
     first: float
@@ -88,11 +89,11 @@ class Judgement:
 
 
 class DecisionLog:
-    """Appends each decision to a JSON Lines file, without any text unless asked.
+    """Appends each decision to a JSON Lines file, by default without the text.
 
     Args:
         path: the file.
-        text: True: requests are written too. They are people's words; say so to them.
+        text: True: the text of requests is logged too. Tell your users, because these are their words.
     """
 
     def __init__(self, path: Path, *, text: bool = False) -> None:
@@ -112,20 +113,20 @@ class DecisionLog:
 
 
 class Guard:
-    """Checks of requests and answers. Built by training or :meth:`load`; reading it from several threads is safe.
+    """Checks requests and answers. Made by training or :meth:`load`; safe to use from several threads.
 
     Args:
-        detector: of requests.
-        second: decides about requests that the detector is in doubt about; None: the detector decides about all.
-        output: of answers; None: answers are not checked.
+        detector: the detector of requests.
+        second: the second stage, for requests that the detector is in doubt about; None: the detector decides alone.
+        output: the detector of answers; None: answers are not checked.
         rules: names the rule of a blocked request; None: there are no rules.
         reasons: text of each rule by id.
         version: identifies the guard in logs and votes.
         backbone: the model that probes and the second stage read; None: the guard has neither.
         layer: the layer that request probes read, 1 … number of layers.
-        adapter: whose weights; None: the trunk.
+        adapter: the adapter whose weights are used; None: the trunk.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
-        log: where decisions go; None: nowhere.
+        log: logs decisions; None: no log.
     """
 
     def __init__(
@@ -164,11 +165,11 @@ class Guard:
         on_error: OnError = "closed",
         log: DecisionLog | None = None,
     ) -> Self:
-        """Read what :func:`trimtab.guard.storage.save_guard` wrote; arguments as for the class.
+        """Load a guard written by :func:`trimtab.guard.storage.save_guard`; arguments as for the class.
 
         Raises:
             CheckpointError: there is no guard in the folder, or it is damaged.
-            ConfigError: it reads a model, and none was given or one of another width or depth.
+            ConfigError: the guard reads a model, and none was given, or one of another width or depth.
         """
         from trimtab.guard.storage import load_guard
 
@@ -183,11 +184,12 @@ class Guard:
     def check(self, messages: Sequence[Message]) -> Verdict:
         """Check a request: every turn, the user's turns together, and the whole conversation.
 
-        The assistant's turns count too: the client sends them and may have written them. Texts in the band of the
-        second stage are escalated, unless the first stage blocks one with a score above the band. It raises nothing: a
-        failure, of the log too, a score that is no number, and a text that was not read in full become a verdict by
-        ``on_error`` with ``error`` set, unless another text is blocked. Where the
-        second stage fails, a request that the first one would block is blocked.
+        The assistant's turns count too, because the client sends them and may have written them. Texts in the band of
+        the second stage are escalated, unless the first stage blocks a text with a score above the band.
+
+        The method never raises. A failure, also of the log, a score that is NaN or infinite, and a text that was not
+        read in full become a verdict by ``on_error`` with ``error`` set, unless another text is blocked. If the second
+        stage fails, a request that the first stage would block is blocked.
         """
         turns = [m.content for m in messages if m.content.strip()]
         user_turns = [m.content for m in messages if m.role == "user" and m.content.strip()]
@@ -232,11 +234,11 @@ class Guard:
         )
 
     def prepare(self, texts: Sequence[str]) -> list[Prepared]:
-        """Texts as the members read them."""
+        """Texts in the form that the members read."""
         return prepare(texts, None if self.layer is None else self.read)
 
     def judge(self, prepared: Sequence[Prepared]) -> list[Judgement]:
-        """Decide about texts, each for itself, by both stages.
+        """Decide about each text separately, with both stages.
 
         Raises:
             DataError: the second stage computed NaN or infinity.
@@ -245,7 +247,7 @@ class Guard:
         return self._escalate(prepared, tables, self._judged(prepared, tables))
 
     def _judged(self, prepared: Sequence[Prepared], tables: Sequence[np.ndarray]) -> list[Judgement]:
-        """What the first stage says."""
+        """Decisions of the first stage."""
         scores = [self.detector.score(text, table) for text, table in zip(prepared, tables, strict=True)]
         return [
             Judgement(
@@ -260,7 +262,7 @@ class Guard:
     def _escalate(
         self, prepared: Sequence[Prepared], tables: Sequence[np.ndarray], judged: Sequence[Judgement]
     ) -> list[Judgement]:
-        """What both stages say: escalated texts are read by the second."""
+        """Decisions of both stages; the second stage reads the escalated texts."""
         result = list(judged)
         rows = [i for i, j in enumerate(judged) if j.escalated]
         if self.second is None or self.backbone is None or not rows:
@@ -291,7 +293,7 @@ class Guard:
             rows: rows of the step, in the order of the result; None: all.
 
         Returns:
-            one score per row; zeros for ``rows`` where the guard does not check answers.
+            one score per row; zeros for ``rows`` if the guard does not check answers.
         """
         if self.output is None:
             return [0.0] * len(rows or ())
@@ -304,19 +306,19 @@ class Guard:
 
         Args:
             hold_back: tokens that wait for the verdict on later ones.
-            text: what the log may write with a stopped answer, where it writes text.
+            text: text to log with a stopped answer, if the log includes text.
         """
         return AnswerCheck(self, hold_back, lambda verdict: self._logged("answer", verdict, text))
 
     def _guarded(self, decide: Callable[[], Verdict], threshold: float) -> Verdict:
         try:
             return decide()
-        except Exception as error:  # whatever it is, a request must get an answer
+        except Exception as error:  # whatever the error, there must be a verdict
             closed = self.on_error == "closed"
             return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=_shown(error))
 
     def _logged(self, kind: str, verdict: Verdict, text: str) -> Verdict:
-        """Write a decision; one that cannot be written is a failure of the guard."""
+        """Log a decision; if it cannot be written, that is a failure of the guard."""
         try:
             if self.log is not None:
                 self.log.write(self.version, kind, verdict, text)
@@ -349,9 +351,9 @@ class AnswerCheck:
         """Judge a token and return those that may be sent now.
 
         Args:
-            token: the id that was generated, in order; what is scored is what is sent.
-            score: its entry of :meth:`Guard.token_scores`. None or NaN counts as a failure of the guard: closed stops
-                the answer, open lets the token pass unjudged. A guard without an output probe ignores it.
+            token: the generated id; pass all tokens in order, exactly as they will be sent.
+            score: the token's score from :meth:`Guard.token_scores`. None or NaN is a failure of the guard: ``closed``
+                stops the answer, ``open`` lets the token pass unjudged. A guard without an output probe ignores it.
         """
         place, self._count = self._count, self._count + 1
         output, blocked, error = self._guard.output, False, None
@@ -371,7 +373,7 @@ class AnswerCheck:
         return released
 
     def finish(self, last: Sequence[int] = ()) -> list[int]:
-        """The answer ended; returns what may still go out.
+        """End the answer and return the tokens that may still go out.
 
         Args:
             last: tokens at the end whose states were never computed. They are released unless the answer was stopped.

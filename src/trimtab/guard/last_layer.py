@@ -1,11 +1,11 @@
 """A classifier of texts for a guard's second stage: LoRA on the model's last layer, and a linear head on its states.
 
 Each linear layer W of the last decoder layer computes W·x + (ALPHA / r) · B·A·x (E. Hu and others, "LoRA", 2021,
-https://arxiv.org/abs/2106.09685, equation 3). The head reads the mean of the states behind that layer over a text's
-tokens. B is zero and the head a logistic regression when training starts, so it starts as a linear probe.
+https://arxiv.org/abs/2106.09685, equation 3). The head reads the states after that layer, averaged over a text's
+tokens. Training starts from a linear probe: B is zero and the head is a logistic regression.
 
-The adapter is put on with hooks for the time of a pass, and not with PEFT: the guard may read a model that others use,
-whose modules and parameters keep their names.
+Hooks add the adapter for one pass. PEFT is not used, because it would rename modules and parameters of a model that
+others may be using.
 
 Legend: N texts, T tokens, H width of the model, r rank.
 """
@@ -36,16 +36,16 @@ RATE = 1e-3
 DECAY = 0.1
 """Weight decay of the adapter and the head."""
 BATCH = 16
-"""Texts of a step."""
+"""Texts per step."""
 TOKENS = 128
-"""Most tokens of a text that training reads."""
+"""Training reads at most this many tokens of a text."""
 
 MEAN = POOLINGS.index("mean")
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What the adapter adds to one linear layer."""
+    """The adapter's matrices for one linear layer."""
 
     a: Tensor
     """``[r, in]`` float32."""
@@ -54,11 +54,11 @@ class LowRank:
 
 
 class LastLayer:
-    """Log-odds that a text is restricted, from the last layer under an adapter.
+    """Gives the log-odds that a text is restricted, from the adapted last layer.
 
     Args:
-        lora: by the name of a linear layer inside the last decoder layer.
-        head: on the mean of the states behind that layer.
+        lora: the adapter's matrices, by the name of a linear layer inside the last decoder layer.
+        head: linear head on the mean of the states after that layer.
     """
 
     def __init__(self, lora: Mapping[str, LowRank], head: Probe) -> None:
@@ -73,9 +73,9 @@ class LastLayer:
         """Log-odds of each text, ``[N]``, the highest over its windows; not calibrated.
 
         Args:
-            backbone: the model; its last layer computes with the adapter until this returns.
+            backbone: the model; its last layer uses the adapter until this returns.
             texts: any length.
-            adapter: the policy's adapter that is active too; None: the trunk.
+            adapter: the policy's adapter, also active; None: the trunk.
         """
         with adapted(backbone, self.lora):
             states = pooled_texts(backbone, texts, [len(backbone.layers)], adapter=adapter)
@@ -84,10 +84,10 @@ class LastLayer:
 
 @contextmanager
 def adapted(backbone: Backbone, lora: Mapping[str, LowRank]) -> Iterator[None]:
-    """Inside, the linear layers of the last decoder layer compute W·x + (ALPHA / r) · B·A·x.
+    """Context in which the linear layers of the last decoder layer compute W·x + (ALPHA / r) · B·A·x.
 
     Raises:
-        ConfigError: the model has no such layer, or one of another size.
+        ConfigError: the model lacks such a layer, or the layer has another size.
     """
     modules = _linear(backbone)  # for the sizes; the policy's adapter may wrap a module and compute without calling it
     for name, part in lora.items():
@@ -129,14 +129,14 @@ def _shape(module: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the last layer was called with for a few texts of similar length."""
+    """Arguments of the last layer for a batch of texts of similar length."""
 
     rows: list[int]
-    """Which texts."""
+    """Indices of the texts."""
     args: tuple[Any, ...]
     """Positional arguments of the call; the states come first."""
     kwargs: dict[str, Any]
-    """The others."""
+    """Keyword arguments of the call."""
     counts: Tensor
     """``[B, T]`` bool, True: a token of the text; neither padding nor the token before it."""
 
@@ -147,9 +147,9 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None = None) -> list[Inputs]:
-    """Run the layers below the last one, once for all epochs and folds; the first :data:`TOKENS` tokens of each text.
+    """Run the layers below the last on the first :data:`TOKENS` tokens of each text, once for all epochs and folds.
 
-    The states take T · H · 4 bytes a text.
+    The states take T · H · 4 bytes per text.
     """
     rows = [encode(backbone, text)[0][: 1 + TOKENS] for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -174,10 +174,10 @@ def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None
 
 
 def last_states(backbone: Backbone, inputs: Inputs, *, adapter: str | None = None) -> Tensor:
-    """Mean of the states behind the last layer over each text's tokens, ``[B, H]`` float32.
+    """Mean of the states after the last layer over each text's tokens, ``[B, H]`` float32.
 
     Args:
-        backbone: the model; inside :func:`adapted` with the adapter.
+        backbone: the model; to use an adapter, call this inside :func:`adapted`.
         inputs: from :func:`last_inputs`.
         adapter: the policy's adapter; None: the trunk.
     """
@@ -216,17 +216,17 @@ def fit_last_layer(
     epochs: int = EPOCHS,
     seed: int = 0,
 ) -> LastLayer:
-    """Train an adapter on the last layer and a head by the logistic loss; both labels get the same total weight.
+    """Train an adapter on the last layer and a head with the logistic loss; both labels get the same total weight.
 
     Args:
         backbone: the model; none of its weights changes.
-        inputs: of all texts.
+        inputs: inputs of all texts, from :func:`last_inputs`.
         labels: ``[N]``, 1: restricted, 0: not.
-        use: ``[N]`` bool, True: train on it.
-        names: of the linear layers that get an adapter, from :func:`adapted_names`.
+        use: ``[N]`` bool, True: train on the text.
+        names: names of the linear layers that get an adapter, from :func:`adapted_names`.
         adapter: the policy's adapter; None: the trunk.
-        epochs: passes over the texts; 0: a linear probe behind the last layer.
-        seed: of A and of the order of the steps.
+        epochs: passes over the texts; 0: a linear probe after the last layer.
+        seed: seed of A and of the order of the steps.
     """
     draw = torch.Generator().manual_seed(seed)
     lora = _fresh(backbone, names, draw)
@@ -262,7 +262,7 @@ def fit_last_layer(
 def states_of(
     backbone: Backbone, inputs: Sequence[Inputs], lora: Mapping[str, LowRank], *, adapter: str | None = None
 ) -> np.ndarray:
-    """Pooled states of all texts under an adapter of the last layer, ``[N, H]``; without one: ``{}``."""
+    """Mean states of all texts after the adapted last layer, ``[N, H]``; ``lora`` is ``{}`` for no adapter."""
     result = np.zeros((sum(len(batch.rows) for batch in inputs), backbone.width), np.float32)
     with adapted(backbone, lora):
         for batch in inputs:
@@ -271,7 +271,7 @@ def states_of(
 
 
 def _fresh(backbone: Backbone, names: Sequence[str], draw: torch.Generator) -> dict[str, LowRank]:
-    """A drawn as ``nn.Linear`` draws its weights, B zero, for each of the linear layers."""
+    """Initial matrices of each linear layer: A is drawn as in ``nn.Linear``, B is zero."""
     modules, lora = _linear(backbone), {}
     for name in names:
         out, width = _shape(modules[name])

@@ -1,4 +1,4 @@
-"""TF-IDF of words and characters with logistic regression: the member of a guard that needs no model."""
+"""TF-IDF of words and characters with logistic regression: the guard member that needs no language model."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 MOST = 40_000
-"""Most n-grams of each kind."""
+"""Maximum number of n-grams of each kind."""
 
 
 def _vectorizers(words: Any = None, characters: Any = None) -> tuple[TfidfVectorizer, TfidfVectorizer]:
@@ -58,7 +58,7 @@ class Lexical:
         return sparse.csr_matrix(sparse.hstack(parts, format="csr"))
 
     def strongest(self, text: str, count: int = 10) -> list[tuple[str, float]]:
-        """The words and word pairs of a text that move its log-odds most, and by how much."""
+        """The words and word pairs of a text that move its log-odds most, and their contributions."""
         features: Any = self._words.transform([text])
         row = features.tocoo()
         names = self._words.get_feature_names_out()
@@ -79,7 +79,7 @@ class Lexical:
 
     @classmethod
     def restored(cls, vocabulary: dict[str, list[str]], arrays: dict[str, np.ndarray]) -> Self:
-        """What :meth:`vocabulary` and :meth:`arrays` describe."""
+        """Rebuild from :meth:`vocabulary` and :meth:`arrays`."""
         words, characters = _vectorizers(vocabulary["words"], vocabulary["characters"])
         count = len(vocabulary["words"])
         words.idf_, characters.idf_ = arrays["idf"][:count], arrays["idf"][count:]
@@ -87,10 +87,10 @@ class Lexical:
 
 
 class Rules:
-    """Which rule a restricted text resembles most: one logistic regression per rule on the features of a member.
+    """Finds the rule that a restricted text resembles most, by one logistic regression per rule on a member's features.
 
     Args:
-        lexical: gives the features.
+        lexical: the member that gives the features.
         names: ids of the rules.
         weights: ``[R, features]``.
         bias: ``[R]``.

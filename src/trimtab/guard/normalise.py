@@ -1,10 +1,11 @@
-"""Text as a guard reads it: disguises removed, encodings undone, long texts in windows.
+"""Text as a guard reads it: disguises removed, encodings decoded, long texts split into windows.
 
-A guard scores several *views* of a text and takes the highest score: the raw text, the normalised one, and what base64,
-hexadecimal, percent signs, rot13 or invisible characters in it stand for. So a disguise can add a score and never hide
-one: the raw text is always among the views. What was encoded in several places is one view per encoding, so harmless
-payloads push nothing out. Time is linear in the length of the text; longer texts and deeper encodings than the limits
-are reported by :func:`readings`.
+A guard scores several *views* of a text and takes the highest score. The views are the raw text, the normalised text,
+and the text encoded in base64, hexadecimal, percent signs, rot13 or invisible characters. The raw text is always among
+the views, so a disguise can raise the score but never lower it. All payloads of one encoding share a view, so harmless
+payloads displace nothing.
+
+Time is linear in the length of the text. :func:`readings` reports texts and encodings beyond the limits.
 """
 
 import base64
@@ -17,16 +18,16 @@ from functools import partial
 from urllib.parse import unquote
 
 WINDOW = 600
-"""Characters of a window; windows overlap by half."""
+"""Characters per window; windows overlap by half."""
 
 LONGEST = 100_000
-"""Characters of a text that are read."""
+"""A guard reads at most this many characters of a text."""
 
 LEVELS = 4
-"""Encodings inside encodings that are opened."""
+"""Nested encodings are decoded up to this depth."""
 
 MARKS = 30
-"""Most combining marks in a row that are read, as in Unicode's stream-safe format (UAX #15); sorting is quadratic."""
+"""At most this many consecutive combining marks are read (UAX #15, stream-safe format); sorting them is quadratic."""
 
 LOOKALIKES = {
     "a": "аɑαａ", "b": "ЬƄ", "c": "сϲⅽ", "d": "ԁⅾ", "e": "еεҽ℮", "g": "ɡց", "h": "һհ", "i": "іıιӏɩ",
@@ -41,7 +42,7 @@ LOOKALIKES = {
 _TO_LATIN = {ord(sign): latin for latin, signs in LOOKALIKES.items() for sign in signs}
 
 _FILLERS = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
-"""Characters that are letters or marks by their category and show nothing."""
+"""Invisible characters that Unicode's categories do not mark as invisible."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 _SPELLED = re.compile(r"(?<!\w)\w(?:([ .\-_*|/+])\w(?:\1\w)+)(?!\w)")
@@ -72,7 +73,7 @@ class View:
     """``raw``, ``normalised``, or the encoding that was undone: ``base64``, ``hex``, ``percent``, ``rot13``,
     ``hidden``."""
     text: str
-    """What it says."""
+    """The text of this reading."""
 
 
 def normalise(text: str) -> str:
@@ -114,7 +115,7 @@ def _stream_safe(text: str) -> str:
 
 
 def _ignorable(character: str) -> bool:
-    """Whether nothing is shown for it: format characters, variation selectors, tags, fillers, and controls."""
+    """Whether a character is invisible: format characters, variation selectors, tags, fillers, and controls."""
     code = ord(character)
     if character in "\n\t\r":
         return False
@@ -144,17 +145,17 @@ def _latin(word: str) -> str:
 
 
 def views(text: str) -> list[View]:
-    """All readings of a text, the raw one first, none twice; see :func:`readings`."""
+    """All readings of a text without duplicates, the raw one first; see :func:`readings`."""
     return readings(text)[0]
 
 
 def readings(text: str) -> tuple[list[View], str]:
-    """All readings of a text, and what of it was not read.
+    """All readings of a text, and a message about any part that was not read.
 
-    Each level of encodings adds one view per encoding, all payloads of it line by line, and the normalised form.
+    Each level of nesting adds one view per encoding, with all its payloads line by line, and the normalised form of it.
 
     Returns:
-        the views, the raw text first, none twice; a sentence about what was not read, empty where all was.
+        the views without duplicates, the raw text first; a message about what was not read, empty if all was read.
     """
     unread = ""
     if len(text) > LONGEST:
@@ -185,7 +186,7 @@ def readings(text: str) -> tuple[list[View], str]:
 
 
 def _payloads(sources: Sequence[str], opened: set[str]) -> dict[str, list[str]]:
-    """What the sources encode by encoding, without what is in ``opened``, to which it is added."""
+    """Decoded payloads of the sources, by encoding, without those in ``opened``; new ones are added to ``opened``."""
     result: dict[str, list[str]] = {}
     for source in sources:
         for name, payload in _decoded(source):
@@ -196,7 +197,7 @@ def _payloads(sources: Sequence[str], opened: set[str]) -> dict[str, list[str]]:
 
 
 def _plainer(text: str) -> str:
-    """The normalised text; empty where only white space would change."""
+    """The normalised text; empty if only white space would change."""
     plain = normalise(text)
     return "" if plain == " ".join(text.split()) else plain
 
@@ -238,7 +239,7 @@ def _bytes(decode: Callable[[], bytes]) -> bytes:
 
 
 def _printable(raw: bytes) -> str:
-    """Decoded bytes, if they are text: UTF-8, nearly all printable, more letters and spaces than other signs."""
+    """Decoded bytes as text, or empty if they are not text: UTF-8, nearly all printable, mostly letters and spaces."""
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -249,7 +250,7 @@ def _printable(raw: bytes) -> str:
 
 
 def _english(segment: str) -> float:
-    """Share of the words that are among the commonest English ones; 0 below three words."""
+    """Share of the words that are among the most common English ones; 0 for fewer than three words."""
     words = _WORD.findall(segment.lower())
     return sum(w in _COMMON for w in words) / len(words) if len(words) >= 3 else 0.0
 
@@ -266,10 +267,10 @@ def _hidden(text: str) -> str:
 
 
 def windows(text: str, size: int = WINDOW) -> list[str]:
-    """Overlapping pieces of a long text, cut at white space where there is some; a short text is one window.
+    """Overlapping pieces of a long text, cut at white space where possible; a short text is one window.
 
-    Every ``size // 4`` characters in a row of the text are together in one window at least, unless a cut at white space
-    falls between them.
+    Any ``size // 4`` consecutive characters are together in at least one window, unless a cut at white space separates
+    them.
     """
     if len(text) <= size:
         return [text]

@@ -1,6 +1,6 @@
 """The detector of answers: a linear probe on each token's states, and smoothing.
 
-Legend: T tokens, H width; z_t = calibrated log-odds of token t; an answer alarms where the smoothed score exceeds the
+Legend: T tokens, H width; z_t = calibrated log-odds of token t; there is an alarm where the smoothed score exceeds the
 threshold.
 """
 
@@ -24,12 +24,12 @@ CANDIDATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerStates:
-    """One answer with its states and where it turns restricted."""
+    """The states of one answer, and the token at which it turns restricted."""
 
     states: np.ndarray
     """``[T, L, H]``: the states of each answer token at the layers that are read."""
     onset: int | None
-    """Index of the first restricted token; all later ones count as restricted. None: there is none."""
+    """Index of the first restricted token; all later ones count as restricted. None: no token is restricted."""
     fold: int
     """The fold of the cross-fitting, 0, 1, …; answers of different folds share no text."""
 
@@ -41,9 +41,9 @@ class OutputProbe:
     layer: int
     """The layer that is read, 1 … number of layers."""
     probe: Probe
-    """With its calibration folded in: z_t = w·h_t + b."""
+    """The probe, with its calibration folded in: z_t = w·h_t + b."""
     smoothing: Smoothing
-    """From token scores to the score of the answer so far."""
+    """Turns token scores into a score of the answer so far."""
     threshold: float
     """An answer with a higher smoothed score is stopped."""
 
@@ -66,14 +66,14 @@ def highest(scores: Sequence[float], smoothing: Smoothing) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedOutput:
-    """An output probe, and what its training answers say of it, out of fold."""
+    """An output probe, and its figures on training answers, out of fold."""
 
     probe: OutputProbe
     """Fitted on all answers."""
     layer_scores: list[float]
     """AUROC over tokens of a probe at each layer that is read."""
     delays: dict[str, float]
-    """By smoothing: mean tokens from onset to alarm, out of fold; an answer without alarm counts to its end."""
+    """By smoothing: mean tokens from onset to alarm, out of fold; an answer without an alarm counts to its end."""
 
 
 def fit_output(
@@ -85,17 +85,18 @@ def fit_output(
 ) -> FittedOutput:
     """Fit the token probe; choose its layer and smoothing; set the threshold.
 
-    Layer: highest AUROC over tokens. Smoothing: shortest mean delay at its own threshold, which at most the share
-    ``budget`` of harmless answers may reach anywhere. An answer with an onset counts as harmless up to it.
+    The chosen layer has the highest AUROC over tokens. The chosen smoothing has the shortest mean delay at its own
+    threshold, which at most the share ``budget`` of harmless answers may exceed at any token. An answer with an onset
+    counts as harmless up to its onset.
 
     Args:
-        answers: with and without onset.
+        answers: answers with and without an onset.
         layers: numbers of the layers in ``states``.
         budget: largest share of harmless answers, or harmless beginnings, with an alarm.
         candidates: smoothings to try.
 
     Raises:
-        DataError: there is no answer of one kind, or there are too few harmless ones for the budget.
+        DataError: one kind of answer is missing, or there are too few harmless answers for the budget.
     """
     onsets = [a.onset for a in answers]
     fold = np.array([a.fold for a in answers])
@@ -141,7 +142,7 @@ def _labels(answer: AnswerStates) -> np.ndarray:
 
 
 def _wait(scores: Sequence[float], onset: int, smoothing: Smoothing, threshold: float) -> int:
-    """Tokens from onset to the first alarm at or after it; to the end without one."""
+    """Tokens from onset to the first alarm at or after it; without an alarm, to the end."""
     smoothed = Smoothed(smoothing)
     for t, z in enumerate(scores):
         if smoothed.step(float(z)) > threshold and t >= onset:

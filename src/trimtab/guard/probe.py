@@ -6,11 +6,11 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 STRENGTH = 0.01
-"""Inverse L2 penalty C: with hundreds of dimensions and hundreds of texts a probe needs a strong one."""
+"""Inverse L2 penalty C; with hundreds of dimensions and hundreds of texts a probe needs a strong penalty."""
 
 
 class Probe:
-    """z(h) = w·h + b; the standardisation that it was fitted with is folded into w and b.
+    """z(h) = w·h + b; the standardisation from fitting is folded into w and b.
 
     Args:
         weights: ``[H]`` float32.

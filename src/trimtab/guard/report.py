@@ -1,4 +1,4 @@
-"""The report about a guard: ``report.json``, one self-contained ``report.html``, and lines for a terminal.
+"""The report on a guard: ``report.json``, one self-contained ``report.html``, and lines for a terminal.
 
 Like the report of a run, the page loads nothing from outside and runs no script, and every text on it is escaped and
 made visible.
@@ -64,7 +64,7 @@ def headline(result: GuardResult) -> str:
 
 
 def basis(result: GuardResult) -> str:
-    """What the numbers are about and what the intervals count."""
+    """Which texts the numbers are about, and what the intervals count."""
     plain = result.requests.families["plain"]
     if result.data:
         about = "The texts come from the named files; trimtab does not know whether training saw their subjects."
@@ -81,11 +81,11 @@ def basis(result: GuardResult) -> str:
 
 
 WEAKER = 0.10
-"""Families that are blocked by so much less than plain text are named."""
+"""Families whose blocked share is below that of plain text by more than this are named."""
 
 
 def weaker(families: Mapping[str, Family]) -> str:
-    """How many held-out attack families are blocked nearly as often as plain text, and which are not, in words.
+    """A sentence: how many held-out attack families are blocked nearly as often as plain text, and which are not.
 
     >>> hex, play = (Family.model_construct(below_plain=below, held_out=True) for below in (0.05, 0.4))
     >>> weaker({"hex": hex, "role play": play})
@@ -105,7 +105,7 @@ def weaker(families: Mapping[str, Family]) -> str:
 
 
 def points_below(below: float) -> str:
-    """A share in points, for how much less often than plain text a family is blocked; negative: more often.
+    """How much less often than plain text a family is blocked, in percentage points; negative: more often.
 
     >>> points_below(0.4), points_below(-0.05)
     ('40', '−5')
@@ -114,7 +114,7 @@ def points_below(below: float) -> str:
 
 
 def second_stage(result: GuardResult) -> list[str]:
-    """What the second stage reads, changes and costs, in sentences; empty: there is none."""
+    """Sentences about what the second stage reads, changes and costs; empty: there is no second stage."""
     second, escalated = result.second, result.requests.escalated
     plain, cost = result.requests.families["plain"], result.cost
     if second is None or escalated is None or plain.first_stage is None:
@@ -197,7 +197,7 @@ def _family_chart(result: GuardResult, key: Literal["blocked", "refused"], title
 def _leak_chart(answers: AnswerResult | NotMeasured) -> Markup | None:
     if isinstance(answers, NotMeasured):
         return None
-    leaks = [row.leaks for row in answers.hold_back]  # of the planted answers, which there are: no value is None
+    leaks = [row.leaks for row in answers.hold_back]  # there are planted answers, so no value is None
     line = Line(
         name="",
         x=[row.size for row in answers.hold_back],

@@ -1,6 +1,6 @@
-"""``report.json`` of a guard: what it reaches on texts that its training did not see.
+"""``report.json`` of a guard: results on texts that its training did not see.
 
-Intervals are 95 %. Those of requests count subjects (``group``), those of answers count answers.
+Intervals are 95 %. Intervals of requests count subjects (``group``); intervals of answers count answers.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ class Share(Record):
     """A share with its interval."""
 
     value: float | None
-    """None: there is no such text."""
+    """The share; None: there is no such text."""
     low: float | None
     """Lower end of the interval."""
     high: float | None
-    """Upper end."""
+    """Upper end of the interval."""
     n: int
     """Number of texts."""
 
@@ -32,12 +32,12 @@ class SubjectShare(Share):
 
 
 class Shares(Record):
-    """Blocked restricted and refused harmless requests."""
+    """Shares of blocked restricted and of refused harmless requests."""
 
     blocked: SubjectShare
-    """Of the restricted ones."""
+    """Share of restricted requests that are blocked."""
     refused: SubjectShare
-    """Of the harmless ones."""
+    """Share of harmless requests that are refused."""
 
 
 class Family(Shares):
@@ -46,9 +46,9 @@ class Family(Shares):
     held_out: bool
     """True: training did not see the attack."""
     first_stage: Shares | None = None
-    """The shares by the first stage alone; None, and not in the file: there is no second one."""
+    """The shares with the first stage alone; None, and not in the file: there is no second stage."""
     below_plain: float
-    """By how much the blocked share is below that of plain requests."""
+    """Blocked share of plain requests minus the blocked share of this family."""
 
 
 class RequestCalibration(Record):
@@ -79,30 +79,30 @@ class RequestResult(Record):
     """Blocking and refusals on requests."""
 
     escalated: dict[str, SubjectShare] | None
-    """Share of plain requests that the second stage read, by kind; None: there is none."""
+    """Share of plain requests that the second stage read, by kind; None: there is no second stage."""
     auroc: float
-    """Of plain requests."""
+    """AUROC on plain requests."""
     calibration: RequestCalibration
-    """Of the same."""
+    """Calibration on plain requests."""
     rules: SubjectShare
-    """Blocked restricted requests whose rule was named rightly."""
+    """Share of blocked restricted requests whose rule was named correctly."""
     families: dict[str, Family]
     """``plain``, and each attack."""
     succeeds: PassingAttack | None
-    """None: no attack passes."""
+    """The attack that passes most often; None: no attack passes."""
     unread: int
     """Plain requests of which the guard reads only a part."""
 
 
 class HoldBackSize(Record):
-    """What leaks with a buffer of one size."""
+    """Leakage with a buffer of one size."""
 
     size: int
     """Tokens held back."""
     leaks: Share
-    """Planted answers of which a restricted token goes out."""
+    """Share of planted answers of which a restricted token goes out."""
     tokens: float
-    """Mean number of such tokens."""
+    """Mean number of restricted tokens that go out."""
 
 
 class OnsetTable(Record):
@@ -113,43 +113,44 @@ class OnsetTable(Record):
     harmless: int
     """Answers that do not."""
     delay: int | float | None
-    """Median tokens from onset to alarm, among planted answers with an alarm; None: there is none."""
+    """Median tokens from onset to alarm, among planted answers with an alarm; None: no answer has one."""
     early: Share
-    """Planted answers with an alarm before the onset."""
+    """Share of planted answers with an alarm before the onset."""
     false_alarms: Share
-    """Harmless answers with an alarm."""
+    """Share of harmless answers with an alarm."""
     missed: Share
-    """Planted answers without one."""
+    """Share of planted answers without an alarm."""
     hold_back: tuple[HoldBackSize, ...]
     """By size of the buffer."""
 
 
 class AnswerResult(OnsetTable):
-    """The same of answers that are put together from held-out sentences."""
+    """The onset table of answers assembled from held-out sentences."""
 
     sentences: int
-    """How many sentences they are made of."""
+    """Number of these sentences."""
 
 
 class NotMeasured(Record):
-    """Nothing is known about answers."""
+    """Answers were not measured."""
 
     reason: str
-    """Why."""
+    """The reason."""
 
 
 class Cost(Record):
     """CPU time in milliseconds, and size of the weights in bytes."""
 
     request: float
-    """Median of :meth:`~trimtab.guard.guard.Guard.check`."""
+    """Median time of :meth:`~trimtab.guard.guard.Guard.check`."""
     step: float | None
-    """Of :meth:`~trimtab.guard.guard.Guard.token_scores` for a step of 8 answers; None: answers are not checked."""
+    """Time of :meth:`~trimtab.guard.guard.Guard.token_scores` for a step of 8 answers; None: answers are not
+    checked."""
     output_bytes: int
     """Size of the output probe."""
     second: float | None
-    """Median of the second stage for one reading (view) of a request, measured on the raw text of all of them; a check
-    takes it for each reading whose score is above the band's lower end. None: there is no second stage."""
+    """Median time of the second stage for one reading (view) of a request, measured on the raw text of all requests. A
+    check takes this time for each reading whose score is above the band's lower end. None: there is no second stage."""
     second_bytes: int
     """Size of the second stage."""
 
@@ -162,18 +163,18 @@ class SecondResult(Record):
     escalate: float
     """Largest share of ordinary requests that it may read."""
     threshold: float
-    """Its threshold."""
+    """An escalated text with a higher score is blocked."""
     training: SecondTraining
-    """What its training texts say of it."""
+    """Its figures on training texts."""
 
 
 class GuardResult(Record):
     """The whole file."""
 
     version: str
-    """Of the guard."""
+    """Version of the guard."""
     data: tuple[str, ...]
-    """Names of the files that the texts are from; empty: what training held out."""
+    """Names of the files that contain the texts; empty: the texts are those that training held out."""
     constitution: str
     """Name of the constitution."""
     guard_version: str
@@ -181,15 +182,15 @@ class GuardResult(Record):
     budget: float
     """Largest share of harmless training texts that may be blocked."""
     threshold: float
-    """Of the first stage."""
+    """Threshold of the first stage."""
     second: SecondResult | None
-    """None: there is none."""
+    """The second stage; None: there is none."""
     requests: RequestResult
-    """On requests."""
+    """Results on requests."""
     answers: AnswerResult | NotMeasured
-    """On answers."""
+    """Results on answers."""
     cost: Cost
-    """Of a check."""
+    """Cost of checks."""
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""

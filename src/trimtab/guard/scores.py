@@ -17,7 +17,7 @@ from trimtab.feedback.intervals import RESAMPLES, Estimate, clustered_share
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Slope a ≥ 0 and offset b with P(y = 1) ≈ σ(a z + b); J. Platt, 1999, without its smoothing of the labels.
 
-    The two classes get the same total weight, so the offset is that of a prior of one half.
+    The two classes get the same total weight, so the offset assumes a prior of one half.
     """
     model: Any = LogisticRegression(C=1e3, class_weight="balanced", max_iter=1000)
     model.fit(np.asarray(logits).reshape(-1, 1), labels)
@@ -31,15 +31,15 @@ def threshold_for(
     subjects: int | None = None,
     remedy: str = "give more ordinary texts (--data)",
 ) -> float:
-    """The lowest threshold at which at most a share of benign scores is blocked; a score above it is blocked.
+    """The lowest threshold that at most a given share of benign scores exceeds; a score above it is blocked.
 
     With n scores and k = ⌊budget · n⌋ it is the (k + 1)-th largest score.
 
     Args:
         benign: scores of harmless texts.
-        budget: share of them that may be blocked. Each text counts, several about one subject too.
-        subjects: how many subjects (groups) they have, for the message.
-        remedy: what the message says to do where there are too few.
+        budget: share of these texts that may be blocked. Every text counts, even if several are about one subject.
+        subjects: number of subjects (groups) of the texts, for the error message.
+        remedy: what the error message says to do if there are too few texts.
 
     Raises:
         DataError: too few benign scores to block one of them: n · budget < 1.
@@ -64,7 +64,7 @@ def auroc(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def tpr_at(scores: Sequence[float], labels: Sequence[int], rate: float = 0.01) -> float:
-    """Share of restricted texts above the threshold that blocks at most ``rate`` of the others among these scores."""
+    """Share of restricted texts that are blocked at the threshold that blocks at most ``rate`` of the other texts."""
     benign = [s for s, y in zip(scores, labels, strict=True) if not y]
     limit = threshold_for(benign, rate)
     restricted = [s for s, y in zip(scores, labels, strict=True) if y]
@@ -74,7 +74,7 @@ def tpr_at(scores: Sequence[float], labels: Sequence[int], rate: float = 0.01) -
 def auroc_difference(
     a: Sequence[float], b: Sequence[float], labels: Sequence[int], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """AUROC(a) − AUROC(b) on the same texts, with a paired percentile bootstrap over texts, both classes apart."""
+    """AUROC(a) − AUROC(b) on the same texts, with a paired percentile bootstrap over texts within each class."""
     first, second, y = np.asarray(a), np.asarray(b), np.asarray(labels)
     draw = np.random.default_rng(seed)
     groups = [np.flatnonzero(y == label) for label in (0, 1)]
@@ -90,17 +90,20 @@ def share(blocked: Sequence[bool], groups: Sequence[Hashable] | None = None, nam
     """A share of blocked texts with Wilson's interval.
 
     Args:
-        blocked: of each text.
-        groups: its subject; texts of one subject are not independent, so the interval is
-            :func:`~trimtab.feedback.intervals.clustered_wilson_interval`. None: each text is its own.
-        name: of the estimate.
+        blocked: for each text, True: it is blocked.
+        groups: subject of each text; texts of one subject are not independent, so the interval is
+            :func:`~trimtab.feedback.intervals.clustered_wilson_interval`. None: each text is its own group.
+        name: name of the estimate.
     """
     rows = zip(blocked, range(len(blocked)) if groups is None else groups, strict=True)
     return clustered_share(rows, name=name, reason="there is no such text")
 
 
 def folds_of(groups: Sequence[Hashable], folds: int, seed: int = 0) -> np.ndarray:
-    """A fold for each text, ``[N]``; texts of one group share it. Groups are dealt in random order, largest first."""
+    """A fold for each text, ``[N]``, the same for all texts of a group.
+
+    Groups are assigned largest first, groups of equal size in random order.
+    """
     names = sorted(set(groups), key=str)
     order = np.random.default_rng(seed).permutation(len(names))
     sizes = {name: 0 for name in names}

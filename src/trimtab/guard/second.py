@@ -4,12 +4,12 @@ Legend: s = score of the first stage (a probability), z_1 = its log-odds for a v
 of the adapter on the last layer (:mod:`trimtab.guard.last_layer`) for that view.
 
 - s ≤ low or s > high: the first stage decides; the second does not run.
-- low < s ≤ high, the *band*: the text is escalated. Views whose own score is above low are read again; the text's score
-  is σ(a · (z_1 + z_2) / 2 + b), the highest over those views, and decides at a threshold of its own.
+- low < s ≤ high, the *band*: the text is escalated. The second stage reads the views whose own score is above low. The
+  text's score is σ(a · (z_1 + z_2) / 2 + b), the highest over those views, and has a separate threshold.
 
-low is exceeded by at most the share ``escalate`` of ordinary training requests; high is the highest score of a harmless
-one; the second threshold keeps the budget of the whole guard. All are counted on scores by members and adapters that
-were fitted without the text's group.
+At most the share ``escalate`` of ordinary training requests exceeds low; high is the highest score of a harmless one.
+The second threshold keeps the whole guard within its budget. All three are determined from scores by members and
+adapters that were fitted without the text's group.
 """
 
 import math
@@ -25,27 +25,27 @@ from trimtab.guard.scores import auroc, folds_of, platt, threshold_for
 from trimtab.models import Backbone
 
 FOLDS = 3
-"""Of the cross-fitting; each fold trains an adapter."""
+"""Folds of the cross-fitting; each trains an adapter."""
 
 EVEN = 0.5
-"""Threshold where the budget would let every escalated harmless text be blocked."""
+"""Threshold if the budget would allow every escalated harmless text to be blocked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Which scores of the first stage are escalated, and what share of ordinary requests that was in training."""
+    """The range of first-stage scores that are escalated, and the share of training requests in it."""
 
     low: float
-    """A score up to this one is left to the first stage."""
+    """The first stage decides about scores up to this one."""
     high: float
-    """A score above this one is left to it too."""
+    """The first stage decides about scores above this one."""
     share: float
-    """Share of the counted harmless training requests in the band, by members that did not see them."""
+    """Share of the counted harmless training requests in the band, scored by members that did not see them."""
     counted: int
-    """How many were counted."""
+    """Number of requests counted."""
     on: str
-    """``ordinary``: ordinary requests were counted. ``harmless``: all harmless ones, twins too, because there are too
-    few ordinary ones."""
+    """``ordinary``: ordinary requests were counted. ``harmless``: all harmless requests, twins too, because there are
+    too few ordinary ones."""
 
     def holds(self, score: float) -> bool:
         """True: a text with this score is escalated."""
@@ -56,11 +56,12 @@ def band_of(scores: np.ndarray, labels: np.ndarray, ordinary: np.ndarray, escala
     """The widest band with at most the share ``escalate`` of ordinary requests in it.
 
     Args:
-        scores: of the first stage, out of fold, ``[N]``.
+        scores: scores of the first stage, out of fold, ``[N]``.
         labels: ``[N]``, 1: restricted, 0: not.
-        ordinary: ``[N]`` bool, True: an ordinary request. With fewer than 1 / ``escalate`` of them all harmless texts
-            are counted; twins resemble restricted texts, so the share of ordinary ones is then expected to be smaller.
-        escalate: largest share.
+        ordinary: ``[N]`` bool, True: an ordinary request. If there are fewer than 1 / ``escalate`` of them, all
+            harmless texts are counted. Twins resemble restricted texts, so the share of ordinary requests is then
+            expected to be smaller.
+        escalate: largest share of ordinary requests in the band.
 
     Raises:
         DataError: fewer than 1 / ``escalate`` harmless texts.
@@ -85,14 +86,14 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
 
     Args:
         first: scores of all harmless texts in the first stage, ``[N]``.
-        second: scores of the escalated ones in both; what stands in the other places is not read.
-        band: which are escalated.
-        threshold: of the first stage.
+        second: scores of the escalated texts by both stages, ``[N]``; other entries are ignored.
+        band: the band of escalated scores.
+        threshold: threshold of the first stage.
         budget: largest share of the N texts that may be blocked.
 
     Returns:
-        a threshold; :data:`EVEN` if no more harmless texts are escalated than may be blocked. Where the first stage
-        alone blocks more than the budget, the highest score, so that the second adds none.
+        the threshold; :data:`EVEN` if no more harmless texts are escalated than may be blocked. If the first stage
+        alone blocks more than the budget, the highest score, so that the second stage blocks no more harmless texts.
 
     >>> band = Band(low=0.3, high=0.8, share=0.0, counted=0, on="harmless")
     >>> first, second = np.array([0.1, 0.2, 0.4, 0.5, 0.6]), np.array([0, 0, 0.1, 0.9, 0.2])
@@ -107,33 +108,33 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """From log-odds of the adapter to those of both stages."""
+    """Turns log-odds of the adapter into log-odds of both stages."""
 
     slope: float
     """z_2 = slope · log-odds + offset."""
     offset: float
-    """As above."""
+    """See ``slope``."""
     mean_slope: float
-    """a of the score."""
+    """a in the score of both stages."""
     mean_offset: float
-    """b of the score."""
+    """b in the score of both stages."""
 
     def adapter(self, logits: np.ndarray) -> np.ndarray:
         """z_2, ``[V]`` → ``[V]``."""
         return self.slope * logits + self.offset
 
     def both(self, z1: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Log-odds of both stages, a · (z_1 + z_2) / 2 + b, ``[V]``; −∞ where ``logits`` is NaN: a view not read."""
+        """Log-odds of both stages, a · (z_1 + z_2) / 2 + b, ``[V]``; −∞ where ``logits`` is NaN (view not read)."""
         both = self.mean_slope * (z1 + self.adapter(logits)) / 2 + self.mean_offset
         return np.where(np.isnan(logits), -np.inf, both)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondScore:
-    """What both stages say of an escalated text."""
+    """The score of an escalated text by both stages."""
 
     value: float
-    """Calibrated probability that it is restricted."""
+    """Calibrated probability that the text is restricted."""
     view: int
     """Index of the view with the highest score."""
     adapter: float
@@ -145,9 +146,9 @@ class SecondStage:
     """A last layer with its calibration, the band and the threshold."""
 
     model: LastLayer
-    """Gives log-odds, not calibrated."""
+    """The classifier; it gives uncalibrated log-odds."""
     calibration: Calibration
-    """Of its log-odds, and of their mean with the first stage's."""
+    """Calibration of its log-odds, and of their mean with those of the first stage."""
     band: Band
     """Which texts it reads."""
     threshold: float
@@ -164,13 +165,13 @@ class SecondStage:
         """Scores of escalated texts.
 
         Args:
-            texts: escalated ones.
-            view_odds: z_1 of each view of each, ``[V]``.
+            texts: the escalated texts.
+            view_odds: z_1 of each view of each text, arrays ``[V]``.
             backbone: the model.
             adapter: the policy's adapter; None: the trunk.
 
         Raises:
-            DataError: the model gave no finite number.
+            DataError: the model gave NaN or infinity.
         """
         by_text = view_logits(self.model, texts, view_odds, self.band, backbone, adapter)
         result = []
@@ -190,7 +191,7 @@ def view_logits(
     backbone: Backbone,
     adapter: str | None,
 ) -> list[np.ndarray]:
-    """Log-odds by the adapter of each view, not calibrated, N arrays ``[V]``; NaN for views that are not read."""
+    """Uncalibrated log-odds of each view by the adapter, N arrays ``[V]``; NaN for views that are not read."""
     read = [[sigmoid(float(z)) > band.low for z in odds] for odds in view_odds]
     views = [v.text for t, keep in zip(texts, read, strict=True) for v, k in zip(t.views, keep, strict=True) if k]
     views = list(dict.fromkeys(views))
@@ -205,15 +206,16 @@ def view_logits(
 
 @dataclass(frozen=True, kw_only=True)
 class FittedSecond:
-    """A second stage and what its training texts say of it, out of fold."""
+    """A second stage and its figures on training texts, out of fold."""
 
     stage: SecondStage
     """Fitted on all texts."""
     auroc: dict[str, float]
-    """By ``first stage``, ``last layer`` (a linear probe behind it, without adapter), ``adapter`` and ``both``; of the
-    first view, the raw text, of all training texts."""
+    """By ``first stage``, ``last layer`` (a linear probe after it, without an adapter), ``adapter`` and ``both``; on
+    the raw text of all training texts."""
     blocked: dict[str, float]
-    """Share of restricted training texts that is blocked, ``first stage`` and ``both``, within the same budget."""
+    """Share of restricted training texts that are blocked, by ``first stage`` and by ``both``, within the same
+    budget."""
 
 
 def fit_second(
@@ -235,13 +237,13 @@ def fit_second(
         backbone: the model; none of its weights changes.
         texts: training texts of the first stage.
         labels: 1: restricted, 0: not.
-        groups: what must not be on both sides of a fold.
+        groups: group of each text; all texts of a group are in the same fold.
         first: the first stage.
         ordinary: True: an ordinary request, see :func:`trimtab.guard.dataset.ordinary`.
         budget: largest share of harmless texts that may be blocked.
         escalate: largest share of ordinary requests that may be escalated.
         adapter: the policy's adapter; None: the trunk.
-        seed: of folds and training.
+        seed: seed of folds and training.
 
     Raises:
         DataError: too few harmless texts, or one label is missing in a fold.
@@ -277,14 +279,14 @@ def fit_second(
 
 @dataclass(frozen=True, kw_only=True)
 class _OutOfFold:
-    """Log-odds of training texts by adapters that did not see the text's group; not calibrated."""
+    """Uncalibrated log-odds of training texts by adapters that did not see the text's group."""
 
     adapter: np.ndarray
-    """Of the raw texts, ``[N]``."""
+    """Log-odds of the raw texts by the adapters, ``[N]``."""
     probe: np.ndarray
-    """The same by linear probes behind the last layer."""
+    """Log-odds of the raw texts by linear probes after the last layer, ``[N]``."""
     escalated: dict[int, np.ndarray]
-    """Of the views of escalated texts by the index of the text, as :func:`view_logits`."""
+    """Log-odds of the views of escalated texts, by the index of the text; as from :func:`view_logits`."""
 
 
 def _out_of_fold(
@@ -323,5 +325,5 @@ def _out_of_fold(
 
 
 def _groups(groups: Sequence[Hashable], rows: np.ndarray) -> int:
-    """How many groups have one of these rows."""
+    """Number of groups with at least one of these rows."""
     return len({group for group, row in zip(groups, rows, strict=True) if row})

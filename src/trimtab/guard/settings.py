@@ -1,4 +1,4 @@
-"""``guard.json``: what a guard is besides its weights and vocabulary, and how it was trained."""
+"""``guard.json``: a guard without its weights and vocabulary, and how it was trained."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ class MemberSettings(Record):
     slope: float
     """Calibration: log-odds = slope · z + offset."""
     offset: float
-    """As above."""
+    """See ``slope``."""
     pooling: int | None = None
     """Index of a probe's pooling; None, and not in the file: the member reads text."""
 
 
 class GuardedModel(Record):
-    """The model whose activations are read."""
+    """The model whose activations the guard reads."""
 
     name: str
     """Its name, folder or hub id."""
     identity: Any
-    """Its files, from :func:`trimtab.models.model_identity`."""
+    """Identity of its files, from :func:`trimtab.models.model_identity`."""
     width: int
     """Width of its states."""
     layers: int
@@ -39,7 +39,7 @@ class SecondSettings(Record):
     band: Band
     """Which texts it reads."""
     calibration: Calibration
-    """Of its log-odds."""
+    """Calibration of its log-odds."""
     threshold: float
     """An escalated text with a higher score is blocked."""
 
@@ -50,22 +50,22 @@ class OutputSettings(Record):
     layer: int
     """The layer that is read."""
     smoothing: Smoothing
-    """From token scores to the score of the answer so far."""
+    """Turns token scores into a score of the answer so far."""
     threshold: float
     """An answer with a higher smoothed score is stopped."""
 
 
 class SecondTraining(Record):
-    """What the training texts say of the second stage, as in :class:`~trimtab.guard.second.FittedSecond`."""
+    """Figures of the second stage on training texts, as in :class:`~trimtab.guard.second.FittedSecond`."""
 
     auroc: dict[str, float]
-    """By score."""
+    """AUROC of each score."""
     blocked: dict[str, float]
-    """Share of restricted training texts that is blocked, by stage."""
+    """Share of restricted training texts that are blocked, by stage."""
 
 
 class OutputTraining(Record):
-    """What the training answers say of the output probe, as in :class:`~trimtab.guard.output.FittedOutput`."""
+    """Figures of the output probe on training answers, as in :class:`~trimtab.guard.output.FittedOutput`."""
 
     layer_scores: tuple[float, ...]
     """AUROC of each layer."""
@@ -83,41 +83,41 @@ class TrainingFacts(Record):
     config: dict[str, Any]
     """The :class:`~trimtab.guard.config.GuardConfig` as JSON."""
     counts: dict[str, int]
-    """How many examples were used, held out and left out, and why."""
+    """Number of examples used, held out and left out, by reason."""
     layers: tuple[int, ...]
     """Layers that were compared."""
     layer_scores: dict[str, tuple[float, ...]]
-    """By pooling: AUROC of a probe at each of them."""
+    """By pooling: AUROC of a probe at each of these layers."""
     second: SecondTraining | None = None
-    """None, and not in the file: there is no second stage."""
+    """Figures of the second stage; None, and not in the file: there is none."""
     output: OutputTraining | None = None
-    """None, and not in the file: answers are not checked."""
+    """Figures of the output probe; None, and not in the file: answers are not checked."""
 
 
 class GuardSettings(Record):
     """The whole file."""
 
     format: int
-    """Format 1 had no second stage."""
+    """Number of the file format; format 1 had no second stage."""
     members: tuple[MemberSettings, ...]
-    """Of the detector."""
+    """Members of the detector."""
     slope: float
-    """Calibration of the members' mean."""
+    """Calibration of the members' mean: log-odds = slope · mean + offset."""
     offset: float
-    """As above."""
+    """See ``slope``."""
     threshold: float
     """A request with a higher score is blocked."""
     layer: int | None
-    """The layer that the request probes read; None: there are none."""
+    """The layer that the request probes read; None: there are no probes."""
     model: GuardedModel | None
-    """None: nothing reads one."""
+    """The model that the guard reads; None: it reads none."""
     rules: dict[str, str]
     """Text of each rule by id."""
     second: SecondSettings | None = None
-    """None: there is none."""
+    """The second stage; None: there is none."""
     output: OutputSettings | None
-    """None: answers are not checked."""
+    """The detector of answers; None: answers are not checked."""
     facts: TrainingFacts
     """How it was trained."""
     version: str = ""
-    """Hash of the rest and of the other files, 12 hexadecimal digits; empty while it is not written."""
+    """Hash of the other fields and files, 12 hexadecimal digits; empty until the file is written."""

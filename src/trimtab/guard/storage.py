@@ -1,4 +1,4 @@
-"""A guard in a folder: ``guard.json``, ``vocabulary.json``, ``guard.safetensors``. Nothing in it is ever executed."""
+"""A guard in a folder: ``guard.json``, ``vocabulary.json``, ``guard.safetensors``. Loading it executes no code."""
 
 import json
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ from trimtab.models import Backbone, load_tensors, save_tensors
 from trimtab.records import to_plain
 
 FORMAT = 2
-"""Format 1 had no second stage; it is read too."""
+"""Version of the files that are written. Format 1, which had no second stage, can also be read."""
 SETTINGS, VOCABULARY, TENSORS = "guard.json", "vocabulary.json", "guard.safetensors"
 
 
 def require_place(folder: Path) -> None:
-    """Check that a guard can be written to a folder without deleting anything but a guard.
+    """Check that writing a guard to a folder would delete nothing except an earlier guard.
 
     Raises:
-        ConfigError: it is a file, or it has files and no ``guard.json``.
+        ConfigError: the path is a file, or a folder with files but no ``guard.json``.
     """
     if not folder.exists() and not folder.is_symlink():
         return
@@ -64,21 +64,21 @@ def save_guard(
     """Write a guard; an earlier guard in the folder is replaced.
 
     Args:
-        folder: made if missing.
-        detector: of requests; its probes read place 0, the only layer that :attr:`Guard.read` gives.
-        second: of requests that the detector is in doubt about.
-        output: of answers.
+        folder: the folder; created if missing.
+        detector: the detector of requests; its probes read place 0, the only layer that :attr:`Guard.read` returns.
+        second: the second stage, for requests that the detector is in doubt about.
+        output: the detector of answers.
         rules: names the rule of a blocked request.
         reasons: text of each rule by id.
-        layer: number of the layer that the request probes read; None: there are none.
-        model: whose activations are read; None: nothing reads one.
-        facts: what the training was.
+        layer: number of the layer that the request probes read; None: there are no probes.
+        model: the model whose activations are read; None: no model is read.
+        facts: how the guard was trained.
 
     Returns:
-        the version: hash of all that was written, 12 hexadecimal digits.
+        the version: hash of everything written, 12 hexadecimal digits.
 
     Raises:
-        ConfigError: the folder has files that are no guard's.
+        ConfigError: the folder contains files but no guard.
     """
     require_place(folder)
     arrays: dict[str, np.ndarray] = {}
@@ -168,7 +168,7 @@ def read_settings(folder: Path) -> GuardSettings:
     """``guard.json`` of a guard's folder.
 
     Raises:
-        CheckpointError: missing, damaged, or of another format.
+        CheckpointError: the file is missing, damaged, or of another format.
     """
     try:
         return GuardSettings.model_validate(_values(folder))
@@ -179,7 +179,7 @@ def read_settings(folder: Path) -> GuardSettings:
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """``guard.json`` as it is in the file, which the version is the hash of."""
+    """The values in ``guard.json``, unvalidated; the version is a hash of them."""
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -196,11 +196,11 @@ class GuardParts:
     """The parts of a guard, as :class:`~trimtab.guard.guard.Guard` takes them."""
 
     detector: Detector
-    """Of requests."""
+    """The detector of requests."""
     second: SecondStage | None
-    """For requests that the detector is in doubt about."""
+    """The second stage, for requests that the detector is in doubt about."""
     output: OutputProbe | None
-    """Of answers."""
+    """The detector of answers."""
     rules: Rules | None
     """Names the rule of a blocked request."""
     reasons: dict[str, str]
@@ -215,8 +215,8 @@ def load_guard(folder: Path, backbone: Backbone | None) -> GuardParts:
     """The parts of a guard.
 
     Raises:
-        CheckpointError: missing or damaged.
-        ConfigError: it reads a model, and there is none or one of another width or depth.
+        CheckpointError: the guard is missing or damaged.
+        ConfigError: the guard reads a model, and none was given, or one of another width or depth.
     """
     settings = read_settings(folder)
     _check_model(folder, settings, backbone)

@@ -1,4 +1,4 @@
-"""Guarding an answer while it is written: smoothed token scores, and the buffer that holds tokens back.
+"""Checks an answer while it is written: smoothed token scores, and a buffer that holds tokens back.
 
 Legend: z_t = calibrated log-odds that the answer is restricted, from the states of token t; m_t = smoothed z_t.
 """
@@ -18,19 +18,19 @@ class Smoothing(Config):
     """How token scores become a score of the answer so far."""
 
     kind: Literal["cusum", "exponential", "mean", "max"] = "cusum"
-    """``cusum``: m_t = max(0, m_{t−1} + z_t − drift); E. S. Page, "Continuous inspection schemes", Biometrika 1954. Of
-    all rules with as many false alarms it finds a change soonest, where tokens are independent. ``exponential``:
-    m_t = (1 − α) m_{t−1} + α z_t, m_0 = 0. ``mean``: of all tokens so far. ``max``: the largest."""
+    """``cusum``: m_t = max(0, m_{t−1} + z_t − drift); E. S. Page, "Continuous inspection schemes", Biometrika 1954. If
+    tokens are independent, it finds a change soonest of all rules with as many false alarms. ``exponential``: m_t = (1
+    − α) m_{t−1} + α z_t, m_0 = 0. ``mean``: the mean of all z so far. ``max``: the largest z so far."""
     alpha: float = Field(default=0.25, gt=0.0, le=1.0)
     """α of the exponential average; about 1/α tokens count. 1: each token alone."""
     drift: float = Field(default=0.0, ge=0.0)
-    """What the cumulative sum loses with each token."""
+    """Amount subtracted from the cumulative sum at each token."""
     clip: float = Field(default=4.0, gt=0.0)
-    """Largest |z_t| that counts, so that one token decides nothing and a long harmless beginning delays no alarm."""
+    """Largest |z_t| that counts, so that a single token cannot decide and a long harmless beginning delays no alarm."""
 
 
 class Smoothed:
-    """m_t, one token at a time.
+    """Computes m_t, one token at a time.
 
     The sum and the exponential average start at 0, so a single token at the start decides little.
     """
@@ -63,8 +63,8 @@ class Smoothed:
 class HoldBack:
     """Tokens wait here until ``size`` later tokens have been scored without an alarm.
 
-    Token t is released when token t + size has been judged harmless. After an alarm nothing more is released, so of
-    an alarm at token a the tokens up to a − 1 − size have gone out.
+    Token t is released when token t + size has been judged harmless. After an alarm nothing more is released: if the
+    alarm is at token a, the tokens up to a − 1 − size have gone out.
 
     Args:
         size: tokens held back; 0 releases each token as soon as it has been judged itself.
@@ -79,7 +79,7 @@ class HoldBack:
         self.stopped = False
         """True after an alarm."""
         self.dropped = 0
-        """Tokens that an alarm kept from going out."""
+        """Number of tokens that did not go out because of an alarm."""
         self._waiting: deque[int] = deque()
 
     def push(self, token: int, *, blocked: bool) -> list[int]:
@@ -96,7 +96,7 @@ class HoldBack:
         return [self._waiting.popleft() for _ in range(len(self._waiting) - self.size)]
 
     def finish(self) -> list[int]:
-        """The answer ended: what still waits may go out, unless there was an alarm."""
+        """End the answer and return the tokens that still wait; after an alarm there are none."""
         rest = list(self._waiting)
         self._waiting.clear()
         return rest
@@ -107,7 +107,7 @@ def leaked(onset: int, alarm: int | None, hold_back: int, length: int) -> int:
 
     Args:
         onset: index of the first restricted token.
-        alarm: index of the token at which the guard stopped; None: it never did.
+        alarm: index of the token at which the guard stopped; None: it did not stop.
         hold_back: size of the buffer.
         length: tokens of the answer.
 

@@ -1,4 +1,4 @@
-"""From a constitution to a guard: examples, features, detector, output probe and what they reach on held-out groups."""
+"""Trains a guard from a constitution: examples, features, detector, second stage and output probe."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A guard in parts, and the examples that its report is about."""
+    """The parts of a trained guard, and the examples for its report."""
 
     fitted: Fitted
     """The detector of requests."""
@@ -47,11 +47,11 @@ class Trained:
     held_out: list[Example]
     """Examples of groups that training did not see, requests and answers."""
     counts: dict[str, int]
-    """How many examples were used, held out and left out, and why."""
+    """Number of examples used, held out and left out, by reason."""
 
 
 def default_layers(count: int) -> tuple[int, ...]:
-    """Six layers between a quarter and three quarters of the model, fewer in a small one.
+    """Six layers between a quarter and three quarters of the depth, fewer in a small model.
 
     >>> default_layers(30)
     (8, 10, 14, 16, 20, 22)
@@ -71,12 +71,12 @@ def train_guard(
     """Train a guard.
 
     Args:
-        constitution: what is restricted.
-        config: how.
-        backbone: the model whose activations probes read; None: a guard of TF-IDF alone, which checks no answers.
-        adapter: whose weights; None: the trunk.
-        extra: examples from files; they follow the same split.
-        say: receives a line about each step.
+        constitution: its guard rules say what is restricted.
+        config: settings of the training.
+        backbone: the model whose activations probes read; None: the guard uses TF-IDF only and checks no answers.
+        adapter: the adapter whose weights are used; None: the trunk.
+        extra: examples from files; they are split like the others.
+        say: called with a line about each step.
 
     Raises:
         ConfigError: the constitution has no guard rules, an attack is unknown, or a second stage has no model to read.
@@ -184,10 +184,10 @@ def _fit_second(
 
 
 def second_stage_warnings(second: FittedSecond, usual: int, escalate: float) -> list[str]:
-    """What people should know about a second stage before they use it, a line each.
+    """Warnings about a second stage, one line each.
 
     Args:
-        second: as it was trained.
+        second: the trained second stage.
         usual: number of ordinary requests.
         escalate: largest share of them that may be escalated.
     """
@@ -220,7 +220,7 @@ def _one_layer(fitted: Fitted, layers: Sequence[int]) -> tuple[Fitted, int | Non
 
 
 def _fit_rules(fitted: Fitted, requests: Sequence[Example]) -> Rules | None:
-    """What names the rule of a blocked request; None: no request says which rule it breaks."""
+    """The classifier that names the rule of a blocked request; None: no request is labelled with a rule."""
     lexical = next(m.model for m in fitted.detector.members if isinstance(m.model, Lexical))
     named = [e for e in requests if e.restricted and e.rule]
     return Rules.fit(lexical, [e.text for e in named], [e.rule or "" for e in named]) if named else None
@@ -228,16 +228,16 @@ def _fit_rules(fitted: Fitted, requests: Sequence[Example]) -> Rules | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """An answer that is put together, as tokens."""
+    """An assembled answer, as tokens."""
 
     prompt: list[int]
     """Tokens of the request, rendered."""
     answer: list[int]
-    """Tokens of the answer, without its end."""
+    """Tokens of the answer, without the end token."""
     onset: int | None
     """Index in ``answer`` of the first restricted token; None: there is none."""
     fold: int
-    """All its sentences are of this fold, and no other fold has a sentence of their groups."""
+    """Fold of all its sentences; no other fold has sentences of their groups."""
 
 
 def plant(
@@ -249,20 +249,20 @@ def plant(
     folds: int = 1,
     seed: int,
 ) -> list[Planted]:
-    """Answers of harmless sentences, half of them with restricted ones from a known token on.
+    """Assemble answers from harmless sentences, half of them with restricted sentences from a known token on.
 
-    A harmless answer is two to six sentences; the restricted part takes the place of those after the first to third
-    and is at most three sentences of one rule. The groups of the sentences are dealt into folds first, restricted and
-    harmless ones apart, and each answer is made of one fold's sentences: a probe fitted on other folds has seen none
-    of them.
+    A harmless answer has two to six sentences. A planted answer has one to three harmless sentences, then at most three
+    restricted sentences of one rule. The groups of the sentences are first assigned to folds, restricted and harmless
+    groups separately. Each answer uses sentences of one fold, so a probe fitted on the other folds has seen none of
+    them.
 
     Args:
-        backbone: its tokenizer and template.
+        backbone: its tokenizer and chat template are used.
         answers: sentences, restricted and harmless.
-        requests: what is asked; harmless ones are drawn.
-        count: how many answers.
-        folds: most folds; there are fewer where there are fewer groups of a kind, and at least one.
-        seed: of the draw.
+        requests: requests to draw from; only harmless ones are used.
+        count: number of answers.
+        folds: maximum number of folds; at least one, and fewer if a kind has fewer groups.
+        seed: seed of the draw.
     """
     draw = Random(seed)
     harmless_requests = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
@@ -287,10 +287,10 @@ def plant(
 
 
 def _dealt(answers: Sequence[Example], folds: int, seed: int) -> list[list[Example]]:
-    """Sentences by fold, both kinds in each; a group is in one fold.
+    """Sentences by fold, both kinds in each; each group is in one fold.
 
-    Groups with restricted sentences and groups without are dealt apart. A group with both kinds counts as restricted;
-    if some fold then has no harmless sentence, there is one fold fewer, down to one.
+    Groups with and without restricted sentences are assigned separately. A group with both kinds counts as restricted.
+    If a fold then has no harmless sentence, there is one fold fewer, down to one.
     """
     mixed = {e.group for e in answers if e.restricted}
     for count in range(folds, 0, -1):
@@ -304,7 +304,7 @@ def _dealt(answers: Sequence[Example], folds: int, seed: int) -> list[list[Examp
 
 
 def tokens_of(backbone: Backbone, sentences: Sequence[Example], *, lead: str = "") -> list[int]:
-    """Tokens of sentences with spaces between them, control tokens in them as characters."""
+    """Tokens of sentences joined by spaces; control tokens in them are encoded as plain characters."""
     text = lead + " ".join(e.text for e in sentences)
     return list(backbone.chat.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
@@ -312,10 +312,10 @@ def tokens_of(backbone: Backbone, sentences: Sequence[Example], *, lead: str = "
 def answer_states(
     backbone: Backbone, planted: Sequence[Planted], layers: Sequence[int], *, adapter: str | None = None
 ) -> list[AnswerStates]:
-    """The states of answers behind their prompts, as the model has them while it writes them.
+    """The states of answers after their prompts, as the model computes them while it writes.
 
     Raises:
-        TooLongError: an answer does not fit the model's context.
+        TooLongError: an answer with its prompt does not fit the model's context.
     """
     rows = [[*p.prompt, *p.answer] for p in planted]
     longest = max(map(len, rows), default=0)
