@@ -1,4 +1,4 @@
-"""Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work."""
+"""Prometheus metrics under vLLM's names, so that dashboards and autoscalers for vLLM work."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

@@ -1,7 +1,7 @@
-"""Request parameters, in three classes: supported, accepted without effect, and refused by name.
+"""Request parameters, in three classes: supported, accepted without effect, and refused.
 
-A parameter that would change an answer is either obeyed or refused; nothing is ignored silently. Parameters
-of the second class concern the caller's account, never the answer.
+A parameter that would change an answer is obeyed or refused, never silently ignored. Parameters of the second class
+concern the caller's account, not the answer.
 """
 
 from typing import Annotated, Any, Literal
@@ -42,9 +42,9 @@ class ChatMessage(_Part):
     name: Text | None = None
     """Accepted without effect."""
     refusal: Text | None = None
-    """Of an earlier answer; accepted without effect."""
+    """Part of an earlier answer; accepted without effect."""
     annotations: list[Any] | None = None
-    """Of an earlier answer; accepted without effect."""
+    """Part of an earlier answer; accepted without effect."""
     tool_calls: None = None
     """Refused."""
     function_call: None = None
@@ -63,27 +63,27 @@ class StreamOptions(_Part):
     """How an answer is streamed."""
 
     include_usage: bool | None = None
-    """A last chunk counts the tokens."""
+    """True: a last chunk reports the number of tokens."""
     include_obfuscation: Literal[False] | None = None
-    """No padding is sent."""
+    """Padding is never sent, so only False is accepted."""
 
 
 class TextFormat(_Part):
-    """The only format there is."""
+    """The only supported format."""
 
     type: Literal["text"]
     """Text."""
 
 
 class ModerationMode(_Part):
-    """What is done with a flagged text."""
+    """What to do with a flagged text."""
 
     mode: Literal["score", "block"]
-    """Both report; whether a flagged text is blocked is the server's choice."""
+    """Both values give a report; the server's settings decide whether a flagged text is blocked."""
 
 
 class ModerationPolicy(_Part):
-    """For input and output."""
+    """Modes for input and output."""
 
     input: ModerationMode | None = None
     """The conversation."""
@@ -97,7 +97,7 @@ class ModerationOptions(_Part):
     model: Text
     """Accepted without effect: the server has one guard."""
     policy: ModerationPolicy | None = None
-    """Accepted without effect: the server's policy holds."""
+    """Accepted without effect: the server has its own policy."""
 
 
 class ChatRequest(_Part):
@@ -108,31 +108,31 @@ class ChatRequest(_Part):
     messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
     """The conversation; its last turn is not the assistant's."""
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
-    """Answers."""
+    """Number of answers."""
     stream: bool | None = None
-    """Send the answer as it is drawn."""
+    """True: send the answer while it is drawn."""
     stream_options: StreamOptions | None = None
     """Only with ``stream``."""
     max_tokens: int | None = Field(None, ge=1)
     """Older name of ``max_completion_tokens``."""
     max_completion_tokens: int | None = Field(None, ge=1)
-    """Longest answer, its end token included."""
+    """Most tokens of an answer, including its end token."""
     temperature: Finite | None = Field(None, ge=0.0, le=2.0)
-    """1 unless given; below 0.0001 the most likely token is taken."""
+    """Default 1; below 0.0001 the most likely token is taken."""
     top_p: Finite | None = Field(None, gt=0.0, le=1.0)
-    """1 unless given."""
+    """Default 1."""
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     """Equal seeds give equal answers."""
     stop: Annotated[Text, Field(min_length=1)] | list[Annotated[Text, Field(min_length=1)]] | None = None
     """Up to four strings; the answer ends before the first of them."""
     presence_penalty: Finite | None = Field(None, ge=-2.0, le=2.0)
-    """Taken from the logits of tokens that the answer has."""
+    """Subtracted from the logits of tokens that the answer contains."""
     frequency_penalty: Finite | None = Field(None, ge=-2.0, le=2.0)
-    """The same, for each time that the answer has a token."""
+    """Subtracted from a token's logit once for each time that the answer contains the token."""
     logprobs: bool | None = None
-    """Log-probabilities of the answer's tokens, of the model itself."""
+    """True: return the log-probabilities of the answer's tokens, before penalties, temperature and top-p."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """Also of so many most likely tokens; needs ``logprobs``."""
+    """Return log-probabilities of this many most likely tokens too; needs ``logprobs``."""
     moderation: ModerationOptions | None = None
     """Report the guard's verdicts."""
     user: Text | None = None
@@ -148,9 +148,9 @@ class ChatRequest(_Part):
     service_tier: Text | None = None
     """Accepted without effect."""
     response_format: TextFormat | None = None
-    """Other formats than text are refused."""
+    """Formats other than text are refused."""
     modalities: list[Literal["text"]] | None = None
-    """Others than text are refused."""
+    """Modalities other than text are refused."""
     tools: None = None
     """Refused."""
     tool_choice: None = None
@@ -169,14 +169,14 @@ class ChatRequest(_Part):
     @model_validator(mode="before")
     @classmethod
     def _whole_numbers(cls, data: Any) -> Any:
-        """Clients that know one type of number write 1.0 for 1."""
+        """Convert whole floats: clients with a single number type write 1.0 for 1."""
         if isinstance(data, dict):
             return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in data.items()}
         return data
 
     @property
     def answers(self) -> int:
-        """How many answers are requested."""
+        """Number of answers requested."""
         return self.n or 1
 
     @property
@@ -184,7 +184,7 @@ class ChatRequest(_Part):
         """The conversation.
 
         Raises:
-            ApiError: it ends with an answer.
+            ApiError: the conversation ends with an answer.
         """
         turns = tuple(message.message for message in self.messages)
         if turns[-1].role == "assistant":
@@ -193,15 +193,15 @@ class ChatRequest(_Part):
         return turns
 
     def settings(self, prompt_tokens: int, context: int, default: int) -> AnswerSettings:
-        """How its answers are drawn.
+        """Settings for drawing the answers.
 
         Args:
             prompt_tokens: length of the prompt.
-            context: of the model.
-            default: maximum length of an answer where the request names none.
+            context: context length of the model.
+            default: maximum length of an answer if the request gives none.
 
         Raises:
-            ApiError: parameters that contradict each other, or prompt and answer do not fit the context.
+            ApiError: parameters contradict each other, or prompt and answer do not fit the context.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stop) > 4:
@@ -236,7 +236,7 @@ class ModerationRequest(_Part):
     """The body of ``POST /v1/moderations``."""
 
     input: Text | Annotated[list[Text | TextPart], Field(min_length=1, max_length=64)]
-    """A text, or several."""
+    """One or several texts."""
     model: Text | None = None
     """Accepted without effect: the server has one guard."""
 

@@ -1,4 +1,4 @@
-"""Loads models and serves them with uvicorn until it is told to stop."""
+"""Loads models and serves them with uvicorn until the server is stopped."""
 
 import hashlib
 import os
@@ -62,7 +62,7 @@ def checkpoint_of(backbone: Backbone, adapter: str | None) -> str:
 
 
 def api_key() -> tuple[str, bool]:
-    """The key from the environment, or a new one; True: it is new, and has to be told.
+    """The key from the environment, or a new one; True: the key is new and must be shown.
 
     Raises:
         ConfigError: the key is too short.
@@ -93,13 +93,13 @@ def serve(
 
     Args:
         service: models and settings.
-        host: address to listen on; this machine only unless told otherwise.
-        port: 0 takes a free one.
-        chat: annotation project that stores the votes of the chat page; None: no page.
-        public_url: how people reach the page, where a proxy is in front.
-        licence: under which licence votes are published, as the page's terms say.
+        host: address to listen on; by default only this machine can connect.
+        port: port to listen on; 0: any free one.
+        chat: annotation project that stores the votes of the chat page; None: no chat page.
+        public_url: address of the page for people, if a proxy is in front.
+        licence: licence under which votes are published, for the page's terms.
         votes_per_person: most votes that one person may give in a round.
-        say: where the address and a new key go.
+        say: called with lines about the address and a new key.
 
     Raises:
         ConfigError: the key in the environment is too short, or ``public_url`` cannot be used.
@@ -125,7 +125,7 @@ def serve(
         say(f"Chat page: {(public_url or address).rstrip('/')}/chat/enter/{page.key} (until this server stops)")
     try:
         draining_server(app, service).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
+    except KeyboardInterrupt:  # uvicorn raises it again after an orderly shutdown
         pass
     finally:
         listening.close()
@@ -134,9 +134,9 @@ def serve(
 
 
 def draining_server(app: "FastAPI", service: Service) -> "uvicorn.Server":
-    """A server that answers what is running before it stops, unless it is told twice.
+    """A server that finishes running answers before it stops; a second signal stops it at once.
 
-    At SIGTERM new requests get 503, and the server stops once nothing runs, or after :data:`DRAIN` seconds.
+    After SIGTERM new requests get status 503. The server stops once nothing runs, or after :data:`DRAIN` seconds.
     """
     import uvicorn
 

@@ -11,7 +11,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def byte_of_symbol() -> dict[str, int]:
-    """The byte that each symbol of a byte-level tokenizer stands for (Radford et al., 2019).
+    """The byte for each symbol of a byte-level tokenizer (Radford et al., 2019).
 
     >>> byte_of_symbol()["Ġ"], byte_of_symbol()["a"]
     (32, 97)
@@ -22,7 +22,7 @@ def byte_of_symbol() -> dict[str, int]:
 
 
 class Spelling:
-    """Spells tokens.
+    """Converts tokens to bytes.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -40,11 +40,11 @@ class Spelling:
 
     @cached_property
     def longest(self) -> int:
-        """Characters of the longest token: no text has fewer tokens than its length divided by this."""
+        """Number of characters of the longest token. A text has at least its length divided by this many tokens."""
         return max(map(len, self._tokenizer.get_vocab()))
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes of a token; they may be a part of a character."""
+        """The bytes of a token, which may be part of a character."""
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)
@@ -55,11 +55,11 @@ class Spelling:
         return piece.replace("▁", " ").encode()
 
     def entry(self, logprobs: TokenLogprobs) -> dict[str, Any]:
-        """Log-probabilities of one token as the API gives them."""
+        """Log-probabilities of one token in the API's format."""
         top = [self._one(token, logprob) for token, logprob in logprobs.top]
         return self._one(logprobs.token, logprobs.logprob) | {"top_logprobs": top}
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         spelled = self.bytes_of(token)
-        # JSON has no -inf; the API's own value for a token that is all but impossible is -9999.
+        # JSON has no -inf; the API uses -9999 for tokens that are almost impossible.
         return {"token": spelled.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(spelled)}

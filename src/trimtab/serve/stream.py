@@ -1,4 +1,4 @@
-"""Server-sent events for a reader who may be slow, or leave."""
+"""Server-sent events for clients that may be slow or disconnect."""
 
 import asyncio
 import logging
@@ -18,20 +18,20 @@ CLOSED_REQUEST = 499
 """Status in the log of a request whose client has disconnected; it is never sent."""
 HEADERS = {
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # proxies would hold the events back
+    "X-Accel-Buffering": "no",  # else proxies would buffer the events
 }
 PATIENCE = 30.0
-"""Seconds that a reader may take for what was sent before the stream is closed."""
+"""Seconds that a client may take to read what was sent before the stream is closed."""
 
 
 async def gone(receive: Receive) -> None:
-    """Returns when the client has left; the body must have been read."""
+    """Wait until the client has disconnected; the request's body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> Response:
-    """The response that the work makes; the work is cancelled when the client leaves before that."""
+    """The response of ``work``, which is cancelled if the client disconnects first."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -43,9 +43,9 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Response]) -> 
 
 
 class EventStream(Response):
-    """Sends events until they end, the client leaves, or it reads nothing for :data:`PATIENCE` seconds.
+    """Sends events until they end, the client disconnects, or it reads nothing for :data:`PATIENCE` seconds.
 
-    An exception of the events is logged, and the client gets an event that says so.
+    If the events raise an exception, it is logged and the client gets an event that says so.
 
     Args:
         events: encoded events.
@@ -70,7 +70,7 @@ class EventStream(Response):
             error = None if sending.cancelled() else sending.exception()
             if sending.cancelled() or error is not None:
                 self.on_leave()
-            if error is not None and not isinstance(error, OSError):  # which is how a reader goes, also by a timeout
+            if error is not None and not isinstance(error, OSError):  # OSError: the client left or timed out
                 _log.error("a stream failed", exc_info=error)
 
     async def _send(self, send: Send) -> None:

@@ -1,9 +1,9 @@
-"""Live tuning by one person: a page that asks for comparisons, and a process beside it that learns from them.
+"""Live tuning by one person: a page asks for comparisons, and a separate process learns from them.
 
-The page shows two answers of the newest policy to a prompt of the run; from the second round on, one of the newest and
-one of the policy before, so that each choice also compares the two. Choices are votes of the chat page, stored before
-they are acknowledged. After every few dozen with a winner a process makes a round of the run
-(:mod:`trimtab.pipeline.tuning`); then the page continues with the new policy.
+The page shows two answers of the newest policy to a prompt of the run. From the second round on, it shows one answer of
+the newest policy and one of the policy before, so that each choice also compares the two policies. Choices are votes of
+the chat page, stored before they are acknowledged. After every few dozen choices with a winner, a process makes a round
+of the run (:mod:`trimtab.pipeline.tuning`), and the page continues with the new policy.
 """
 
 import asyncio
@@ -61,42 +61,42 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DRAWS = 8
-"""Prompts that are tried before the page reports that the policy gives the same answer twice."""
+"""Number of prompts tried before the page reports that the policy gives the same answer twice."""
 NO_CAP = 1_000_000
-"""Votes of a person in a round: here one person is meant to have their way."""
+"""Cap on a person's votes in a round: no limit, because one person is meant to decide."""
 SAID = {
     "waiting": "nothing can be said yet; choices after this round test it",
     "not_learned": "it has not learned your taste",
     "no_better": "it predicts your choices better than chance, and may be no better than before",
     "learned": "it has learned something of your taste",
 }
-"""The verdicts on the terminal."""
+"""The verdicts as the terminal shows them."""
 
 Phase = Literal["asking", "training", "loading"]
 
 
 @dataclass(kw_only=True)
 class Tuning:
-    """The state of a tuning session; what is not in files can be computed again from them."""
+    """The state of a tuning session; everything that is not in files can be recomputed from them."""
 
     run: RunFolder
     """The run."""
     project: Path
     """Annotation project of the choices."""
     store: LabelStore
-    """The same, open."""
+    """The open label store of that project."""
     every: int = 24
-    """Choices with a winner after which a round is made."""
+    """Number of choices with a winner after which a round is made."""
     overrides: Sequence[str] = ()
     """Settings of the rounds."""
     say: Callable[[str], Any] = lambda _: None
-    """Told about each round."""
+    """Called with a line about each round."""
     page: ChatPage = field(init=False)
     phase: Phase = "asking"
     problem: str = ""
     """Why the last training failed."""
     new: int = 0
-    """Choices with a winner that no round has taken."""
+    """Number of choices with a winner that no round has used."""
     prompts: list[Prompt] = field(init=False)
     _wake: threading.Event = field(default_factory=threading.Event)
     _starting: threading.Lock = field(default_factory=threading.Lock)
@@ -125,7 +125,7 @@ class Tuning:
         self._refresh()
 
     def _service(self) -> Service:
-        """The newest policy, and from the first tuned round on the one before."""
+        """A service of the newest policy and, from the first tuned round on, of the policy before."""
         newest = self.run.newest().number
         names = [f"round-{n}" for n in (newest, newest - 1) if n >= first_round(self.run)]
         models = load_models(str(self.run.path), names, runs=self.run.path.parent)
@@ -135,7 +135,7 @@ class Tuning:
     # Comparisons ---------------------------------------------------------------------------
 
     async def comparison(self, person: int) -> dict[str, Any]:
-        """The next comparison, which is stored as shown; the one after it is drawn meanwhile.
+        """The next comparison, which is stored as shown; the comparison after it is drawn in the background.
 
         Raises:
             ApiError: the policy gives the same answer twice to every prompt that was tried.
@@ -148,7 +148,7 @@ class Tuning:
                 break
         exchange.person = person
         shown = await exchange.end()
-        if self._drawn is None:  # else another tab has asked meanwhile, and one is drawn ahead for whichever is first
+        if self._drawn is None:  # else another tab asked meanwhile, and the next comparison is already being drawn
             self._drawn = asyncio.ensure_future(self._draw())
             self._drawn.add_done_callback(lambda task: task.cancelled() or task.exception())  # told when asked for
         return shown | {"prompt": [{"role": turn.role, "text": turn.content} for turn in exchange.turns]}
@@ -176,10 +176,10 @@ class Tuning:
     # Learning ------------------------------------------------------------------------------
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make rounds until :meth:`stop`; for a thread of its own.
+        """Make rounds until :meth:`stop`; run this in a separate thread.
 
         Args:
-            loop: of the page, which starts answers; it is given each new policy.
+            loop: event loop of the page, on which each new policy replaces the old one.
         """
         while not self._stop:
             try:
@@ -195,7 +195,7 @@ class Tuning:
             self._wake.clear()
 
     def stop(self) -> None:
-        """End the training process; what it has finished stays, and the next session continues."""
+        """End the training process; its finished work stays, and the next session continues from it."""
         with self._starting:
             self._stop, child = True, self._child
         self._wake.set()
@@ -222,7 +222,7 @@ class Tuning:
         self.say(f"round {self.run.newest().number}: {verdict} ({choices} choices tested)")
 
     def _make_round(self) -> str | None:
-        """Make a round in a process of its own; what failed, or None, also after :meth:`stop`."""
+        """Make a round in a separate process; returns the error, or None on success and after :meth:`stop`."""
         command = [sys.executable, "-m", "trimtab.pipeline.tuning", str(self.run.path), str(self.project)]
         with tempfile.TemporaryFile() as errors:
             with self._starting:
@@ -230,7 +230,7 @@ class Tuning:
                     return None
                 child = self._child = subprocess.Popen(
                     [*command, *self.overrides], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors,
-                    start_new_session=True,  # Ctrl-C is for the page, which ends it
+                    start_new_session=True,  # Ctrl-C goes to the page only, which ends this process
                 )  # fmt: skip
             with child:
                 code = child.wait()
@@ -239,20 +239,20 @@ class Tuning:
         return None if code == 0 else (lines or [f"the training process ended with code {code}"])[-1]
 
     def _go_on(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-        """Compare other policies from now on; comparisons on the screen can still be voted on."""
+        """Compare the policies of another service from now on; comparisons on the screen can still be voted on."""
         before = asyncio.run_coroutine_threadsafe(self._replace(service), loop).result()
-        while not before.worker.idle and not self._stop:  # answers that it has begun are drawn to their end
+        while not before.worker.idle and not self._stop:  # its running answers are finished first
             time.sleep(0.05)
         before.stop()
 
     async def _replace(self, service: Service) -> Service:
-        """Give the page another service; on the event loop, so that an answer begins with one or the other."""
+        """Give the page another service; runs on the event loop, so that each answer uses only one of the two."""
         before, self.page.service = self.page.service, service
         self.page.votes.round = round_of(service)
         return before
 
     def _refresh(self) -> None:
-        """Read from the files what the page shows."""
+        """Update what the page shows from the files."""
         rounds = {round.number: p for round in tuned_rounds(self.run) if (p := predictions(round)) is not None}
         stored = [*rounds.values()]
         examples = stored[-1].examples if stored else ()
@@ -280,7 +280,7 @@ class Tuning:
 
     def progress(self) -> Mapping[str, Any]:
         """What the page shows."""
-        training = self.phase == "training"  # then the thread that counts waits for the process
+        training = self.phase == "training"  # then the thread that counts choices is waiting for the process
         return {
             "phase": self.phase,
             "problem": self.problem,
@@ -356,10 +356,10 @@ def tune(
     Args:
         path: the run's folder.
         project: annotation project of the choices; None: ``tune`` in the run's folder.
-        every: choices with a winner after which a round is made.
+        every: number of choices with a winner after which a round is made.
         overrides: ``key=value`` settings of the rounds.
-        port: 0 takes a free one.
-        say: where the link goes, and news.
+        port: port to listen on; 0: any free one.
+        say: called with the link and with a line about each round.
 
     Raises:
         ConfigError: the run has no policy, or its recipe cannot learn from choices.
@@ -371,12 +371,12 @@ def tune(
     opened = open_project(project)
     listening = listen("127.0.0.1", port)
     try:
-        listening.listen()  # a link opened before the server has started waits for it
+        listening.listen()  # a link that is opened too early waits for the server
         tuning = Tuning(run=run, project=project, store=opened.store, every=every, overrides=overrides, say=say)
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         say(f"Tuning page: {address}/chat/enter/{tuning.page.key} (until this server stops)")
         page_server(tune_app(tuning, hosts={"127.0.0.1", "localhost"})).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
+    except KeyboardInterrupt:  # uvicorn raises it again after an orderly shutdown
         pass
     finally:
         listening.close()
@@ -384,7 +384,7 @@ def tune(
 
 
 def page_server(app: FastAPI) -> "uvicorn.Server":
-    """A server of the page until Ctrl-C or SIGTERM."""
+    """A server for the page, which runs until Ctrl-C or SIGTERM."""
     import uvicorn
 
     config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""The thread that draws: it owns the engines, takes requests from the event loop and hands text back to it."""
+"""The worker thread: owns the engines, takes requests from the event loop and returns text to it."""
 
 import asyncio
 import logging
@@ -20,21 +20,21 @@ _log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "content_filter"]
 BUFFER = 65_536
-"""Characters of an answer that wait for a slow reader; with more, the request is cancelled."""
+"""Most characters that wait for a slow client; with more, the request is cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """News of one answer."""
+    """New text of one answer."""
 
     index: int
-    """Which of the request's answers."""
+    """Index of the answer in the request."""
     text: str = ""
     """Text to send."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of its tokens."""
+    """Log-probabilities of its tokens."""
     finish_reason: FinishReason | None = None
-    """None: it continues."""
+    """Why the answer ended; None: it continues."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,16 +49,16 @@ class Job:
     messages: Sequence[Message]
     """The conversation."""
     prompt_tokens: list[int]
-    """The same, encoded."""
+    """The conversation as tokens."""
     answers: list[Answer]
     """The answers."""
     guard: Guard | None = None
-    """Watches them."""
+    """Checks the answers."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     created: float = field(default_factory=time.perf_counter)
     updates: deque[Update] = field(default_factory=deque)
     error: ApiError | None = None
-    """Why it cannot continue."""
+    """Why the request cannot continue."""
     guarded: list[GuardedAnswer] = field(init=False)
     """Each answer with the guard's latest verdict."""
     unsent: int = 0
@@ -82,7 +82,7 @@ class Job:
         return [g.verdict for g in self.guarded if g.verdict is not None]
 
     async def next(self) -> list[Update]:
-        """The updates since the last call, at least one; none once every answer is finished.
+        """The updates since the last call, at least one; empty once every answer is finished.
 
         Raises:
             ApiError: the request cannot continue.
@@ -114,71 +114,71 @@ class Job:
     def _wake(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the loop is closed: the reader is gone
+        except RuntimeError:  # the loop is closed: there is no client any more
             pass
 
 
 class Engine(Protocol):
-    """What the worker steps: :class:`~trimtab.rollout.engine.StepEngine`, or another engine behind the same seam.
+    """An engine that the worker steps: :class:`~trimtab.rollout.engine.StepEngine`, or another with the same interface.
 
-    All calls come from one thread. An answer's settings, its random stream and its tokens are in the
-    :class:`~trimtab.rollout.engine.Answer` itself, which the engine fills; equal streams give equal answers, whatever
-    else runs.
+    All calls come from one thread. An answer's settings, random stream and tokens are in the
+    :class:`~trimtab.rollout.engine.Answer`, which the engine fills. Equal streams give equal answers, whatever else
+    runs.
     """
 
     @property
     def slots(self) -> int:
-        """Answers that run at the same time."""
+        """Number of answers that can run at the same time."""
         ...
 
     @property
     def length(self) -> int:
-        """Tokens of the longest sequence, prompt included."""
+        """Most tokens of a sequence, prompt included."""
         ...
 
     @property
     def running(self) -> int:
-        """Answers that have a slot."""
+        """Number of answers that have a slot."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Answers without a slot."""
+        """Number of answers without a slot."""
         ...
 
     @property
     def cached(self) -> int:
-        """Tokens in the key-value cache."""
+        """Number of tokens in the key-value cache."""
         ...
 
     def add(self, prompt_tokens: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Queue answers to one prompt; ``answer.started`` becomes True when an answer gets a slot."""
+        """Queue answers to one prompt; an answer's ``started`` becomes True when it gets a slot."""
         ...
 
     def cancel(self, answer: Answer) -> None:
-        """Draw an answer no further, queued or running; its slot is free at the next step. Unknown ones are ignored."""
+        """Stop a queued or running answer; its slot is free at the next step. Unknown answers are ignored."""
         ...
 
     def step(self) -> list[Drawn]:
-        """Draw at most one token of each running answer; the last one of an answer has its ``finish_reason``.
+        """Draw at most one token of each running answer; an answer's last token has its ``finish_reason``.
 
-        ``text`` is whole characters only and never the beginning of a stop string. ``state`` is None where the engine
-        records none; a guard then cannot check the answer.
+        ``text`` contains only whole characters and never the beginning of a stop string. ``state`` is None if the
+        engine records no states; a guard then cannot check the answer.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; answers that run are lost."""
+        """Free the engine's resources; running answers are lost."""
         ...
 
 
 class Worker:
-    """Steps the engines while there is something to draw.
+    """Steps the engines while there are answers to draw.
 
     Args:
-        engines: one for each model, by name; with room for the longest prompt that will be submitted.
-        queue: answers that may wait for a slot; further requests are refused.
-        metrics: told what happens.
+        engines: one engine for each model, by name, with room for the longest prompt that will be submitted.
+        queue: number of answers that may wait for a slot; further requests are refused.
+        metrics: metrics to update.
     """
 
     def __init__(self, engines: Mapping[str, Engine], *, queue: int, metrics: Metrics) -> None:
@@ -188,14 +188,14 @@ class Worker:
         self._commands: list[tuple[Callable[[Job], None], Job]] = []
         self._queued: set[Answer] = set()
         self._reserved = 0
-        self._running = 0  # answers that had a slot after the last step: other threads must not read the engines
+        self._running = 0  # answers with a slot after the last step, because other threads must not read the engines
         self._stopping = False
         self._mean_latency = 1.0
         self._thread = threading.Thread(target=self._run, name="trimtab-worker", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; answers that run are lost."""
+        """End the thread; running answers are lost."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -211,10 +211,10 @@ class Worker:
 
     @contextmanager
     def reserve(self, answers: int) -> Iterator[None]:
-        """Hold room in the queue while a request is encoded and checked by the guard; :meth:`submit` inside of it.
+        """Reserve room in the queue while a request is encoded and checked by the guard; call :meth:`submit` inside.
 
         Raises:
-            ApiError: 429, with the time after which to try again.
+            ApiError: the queue is full (status 429, with the time after which to try again).
         """
         with self._condition:
             self._check_room(answers)
@@ -239,7 +239,7 @@ class Worker:
             )
 
     def submit(self, job: Job) -> None:
-        """Queue a request, for which :meth:`reserve` has held room; its updates follow.
+        """Queue a request for which :meth:`reserve` has reserved room; its updates follow.
 
         Raises:
             ApiError: the worker has stopped.
@@ -252,7 +252,7 @@ class Worker:
             self._condition.notify()
 
     def cancel(self, job: Job) -> None:
-        """Draw a request no further; its slots are free before the next step."""
+        """Stop a request; its slots are free before the next step."""
         with self._condition:
             self._commands.append((self._cancel, job))
             self._condition.notify()
@@ -284,7 +284,7 @@ class Worker:
                 self._running = running
 
     def _give_up(self, jobs: Sequence[Job]) -> None:
-        """Fail requests because of the exception that is being handled; the thread continues."""
+        """Fail requests because of the exception being handled; the thread continues."""
         _log.exception("the worker failed; %d answers are given up", len(jobs))
         for job in jobs:
             job.fail(ApiError(500, "the model failed; the server's log says why"))
@@ -325,7 +325,7 @@ class Worker:
                 self.metrics.prompt_tokens.labels(name).inc(len(job.prompt_tokens))
         self.metrics.generation_tokens.labels(name).inc(len(drawn))
         for one in drawn:
-            if one.answer in self._jobs:  # not cancelled by an answer before it in this step
+            if one.answer in self._jobs:  # not cancelled because of an earlier answer of this step
                 self._pass_on(one, now)
         self._gauge(name)
 
