@@ -1,4 +1,4 @@
-"""Run folders: what is finished, with which settings, and where it lies; journals of answers."""
+"""Run folders: which stages are finished, with which settings, and where their files are; journals of answers."""
 
 from trimtab.storage.journal import Journal
 from trimtab.storage.run import (

@@ -1,4 +1,4 @@
-"""Adjudication: items that need a decision, and the decision. For training it replaces the annotators' judgements."""
+"""Adjudication: items that need a decision, and the decision, which replaces the annotators' judgements in training."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ _NOBODY_LEFT = and_(
 )
 """The item has free slots, and every annotator has judged, skipped or flagged it."""
 EXHAUSTED = and_(_NOBODY_LEFT, items.c.flags == 0)
-"""As ``_NOBODY_LEFT``, flagged items left out."""
+"""``_NOBODY_LEFT`` without flagged items."""
 
 
 def items_with_submissions(
@@ -56,7 +56,7 @@ def items_with_submissions(
 
 
 def disputes(c: Connection, limit: int | None) -> list[tuple[Task, list[Submission]]]:
-    """Items in dispute with the annotators' submissions: those on which they are furthest apart first."""
+    """Items in dispute with the annotators' submissions, largest disagreement first."""
     waiting = items_with_submissions(c, DISPUTED, None)
     return sorted(waiting, key=lambda item: -distance(*item))[:limit]
 

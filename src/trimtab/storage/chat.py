@@ -1,12 +1,14 @@
-"""Votes on the chat page: consent, what was shown, one vote for each answer, and taking everything back.
+"""Votes on the chat page: consent, exposures, one vote for each exposure, and withdrawal.
 
-Nothing is stored of anybody who has not agreed. Who agrees becomes a person with a pseudonym and a secret, without a
-name or an address. Each answer shown is an exposure with a token that is good for one vote. Its text is in memory
-until the vote; without a vote only the exposure is stored, so that exposures can be counted. A vote is a judgement in
-the same tables as those of the annotation app, so everything that reads labels reads votes.
+Nothing is stored about visitors who have not agreed to the terms. A visitor who agrees becomes a person with a
+pseudonym and a secret, without a name or an address. Each answer shown is an exposure with a token that is good for one
+vote. The answer's text stays in memory until the vote. Without a vote, only the exposure is stored, so that exposures
+can be counted.
 
-The events hold no text of visitors: what they wrote and read is in ``items``, where a withdrawal erases it. The events
-stay, and an event ``erasure`` says what was erased.
+A vote is a judgement in the tables of the annotation app, so all code that reads labels also reads votes.
+
+Events contain no text of visitors. What visitors wrote and read is in ``items``, where a withdrawal erases it. Events
+stay, and an ``erasure`` event counts what was erased.
 """
 
 import hashlib
@@ -36,27 +38,27 @@ from trimtab.storage.transaction import Transaction
 REASONS = ("unjustified_refusal", "untrue", "unhelpful", "harmful", "style")
 """Why an answer is bad."""
 TO_A_PERSON = "unjustified_refusal"
-"""The reason that is stored as a flag, for a person to decide, and never trained on."""
+"""This reason is stored as a flag, for a person to decide, and is never used for training."""
 BOTH_BAD = "both_bad"
 """Reason of a tie between two bad answers."""
 ERASED = "[withdrawn]"
-"""Stands in place of every text that was erased."""
+"""Replaces every erased text."""
 WAITING = 4096
-"""Answers whose text waits in memory for a vote; with more, the oldest can no longer be voted on."""
+"""Number of answers whose text waits in memory for a vote; with more, the oldest can no longer be voted on."""
 
 Choice = Literal["left", "right", "tie", "both_bad"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """An answer, or two beside each other, that a visitor was shown."""
+    """One answer, or two side by side, that a visitor was shown."""
 
     prompt: Prompt
     """The conversation."""
     completions: tuple[Completion, ...]
     """One answer; or two, in the order of the models, whatever the order on the screen."""
     order: tuple[int, ...]
-    """``order[p]``: which of the completions stood at place p of the screen."""
+    """``order[p]``: index of the completion at place p of the screen."""
     details: dict[str, Any]
     """Checkpoints, seeds, settings and guard version."""
 
@@ -66,27 +68,27 @@ class Ballot:
     """A vote."""
 
     token: str
-    """Of what was shown."""
+    """Token of the exposure."""
     key: str
     """Chosen by the sender; the same vote sent again changes nothing."""
     good: bool | None = None
-    """On one answer: True is good."""
+    """For one answer: True is good."""
     reason: str = ""
-    """Why it is bad, one of :data:`REASONS`."""
+    """Why the answer is bad, one of :data:`REASONS`."""
     choice: Choice | None = None
-    """On two answers: which one is better."""
+    """For two answers: which one is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Withdrawal:
-    """What was erased."""
+    """What a withdrawal erased, and where votes had gone."""
 
     votes: int
-    """Votes."""
+    """Number of votes."""
     exposures: int
-    """Answers shown."""
+    """Number of answers and pairs shown."""
     exports: tuple[str, ...]
-    """Exports that had held votes of this person, with their times; models may have been trained on them."""
+    """Exports made since this person agreed, if they voted, with their times; models may have been trained on them."""
     runs: tuple[str, ...]
     """Rounds of runs that were trained on votes of this person, with their times."""
 
@@ -95,10 +97,10 @@ class ChatVotes:
     """Visitors, exposures and votes in a label store.
 
     Args:
-        store: where they are.
-        round_name: batch of the votes; one for each set of checkpoints.
-        cap: votes of one person in a round.
-        source: who votes; ``simulated`` where a program plays the visitors, and every vote says so.
+        store: the label store.
+        round_name: batch of the votes; each set of checkpoints has its own.
+        cap: most votes of one person in a round.
+        source: source of the votes, stored with each; ``simulated`` if a program plays the visitors.
         clock: seconds since 1970.
     """
 
@@ -114,7 +116,7 @@ class ChatVotes:
         self.store, self.round, self.cap, self._clock = store, round_name, cap, clock
         self._source: Source = source
         self._lock = threading.Lock()
-        self._shown: OrderedDict[str, tuple[int, Shown]] = OrderedDict()  # by digest of the token: person, what
+        self._shown: OrderedDict[str, tuple[int, Shown]] = OrderedDict()  # token's digest: person, what was shown
 
     # Consent ------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class ChatVotes:
 
         Args:
             version: hash of the terms.
-            secret: of a visitor who agreed before, to these or to earlier terms: the person and the secret stay.
+            secret: secret of a visitor who agreed before, to these or earlier terms; person and secret stay the same.
         """
         with self.store.writing() as tx:
             row = tx.c.execute(_who(secret)).first() if secret else None
@@ -144,13 +146,13 @@ class ChatVotes:
         return secret
 
     def visitor(self, secret: str, version: str) -> int | None:
-        """The person that a secret identifies; None: unknown, or they agreed to another version of the terms."""
+        """The person with this secret; None: there is none, or they agreed to another version of the terms."""
         with self.store.database.read() as c:
             row = c.execute(_who(secret)).first()
         return row.person_id if row is not None and row.consent == version else None
 
     def withdraw(self, secret: str) -> Withdrawal:
-        """Erase the texts and votes of a person, and never store anything of them again.
+        """Erase the texts and votes of a person, and never store anything about them again.
 
         Raises:
             DataError: the secret is unknown.
@@ -191,9 +193,10 @@ class ChatVotes:
     # Votes --------------------------------------------------------------------------------
 
     def expose(self, person: int, version: str, shown: Shown) -> str | None:
-        """Store that a person was shown something, and keep in memory what; returns the token for a vote on it.
+        """Store an exposure, keep what was shown in memory, and return the token for a vote on it.
 
-        None: they have withdrawn, or have not agreed to this version of the terms, and nothing is stored.
+        If the person has withdrawn, or has not agreed to this version of the terms, nothing is stored and None is
+        returned.
         """
         token = secrets.token_urlsafe(24)
         digest = _digest(token)
@@ -217,7 +220,7 @@ class ChatVotes:
         return token
 
     def vote(self, person: int, version: str, ballot: Ballot) -> bool:
-        """Store a vote; when it returns, the vote is on the disk. False: the same vote was stored before.
+        """Store a vote; it is on the disk when this returns. False: the same vote was stored before.
 
         Raises:
             DataError: the token is unknown, the vote does not fit what was shown, or the person has withdrawn or not
@@ -252,7 +255,7 @@ class ChatVotes:
         return True
 
     def counts(self) -> dict[str, int]:
-        """Of this round: answers and pairs shown, and votes on them."""
+        """Counts of this round: answers and pairs shown, and votes on them."""
         query = select(exposures.c.kind, func.count(), func.count(exposures.c.used_at)).where(
             exposures.c.round == self.round, exposures.c.withdrawn.is_(False)
         )
@@ -297,13 +300,13 @@ class ChatVotes:
 
 
 def record_export(store: LabelStore, folder: str, format: str) -> None:
-    """Note that the labels were exported, so that a withdrawal can say where votes went."""
+    """Record that the labels were exported, so that a withdrawal can report where votes went."""
     with store.database.write() as c:
         add_event(c, store.clock(), "export", {"folder": folder, "format": format}, person=None)
 
 
 def record_round(store: LabelStore, run: str, annotators: Collection[str]) -> None:
-    """Note that a round of a run is trained on votes of these people, so that a withdrawal can say so."""
+    """Record that a round of a run is trained on votes of these people, so that a withdrawal can report it."""
     with store.database.write() as c:
         add_event(c, store.clock(), "round", {"run": run, "annotators": sorted(annotators)}, person=None)
 
@@ -313,7 +316,7 @@ def _who(secret: str) -> Select[Any]:
 
 
 def _agrees(c: Connection, person: int, version: str) -> bool:
-    """Whether a person agrees to these terms now, in the transaction that is about to store something of them."""
+    """Whether a person agrees to these terms now, in the transaction that is about to store something about them."""
     query = select(visitors.c.consent).where(visitors.c.person_id == person, visitors.c.withdrawn_at.is_(None))
     return c.scalar(query) == version
 
@@ -323,7 +326,7 @@ def _kind(shown: Shown) -> Literal["thumbs", "compare"]:
 
 
 def _words(shown: Shown, ballot: Ballot) -> dict[str, Any]:
-    """The fields of a submission that say what was voted."""
+    """The fields of a submission that contain the vote."""
     if any(shown.details.get("blocked", ())):
         if ballot.good is not False or ballot.reason != TO_A_PERSON or ballot.choice is not None:
             raise DataError(f"the guard blocked this answer; the only vote on it is good: false, reason {TO_A_PERSON}")

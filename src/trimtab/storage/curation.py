@@ -1,10 +1,10 @@
-"""What owners do with single items: search, read the judgements, correct, retire, restore and comment.
+"""Owners' actions on single items: search, read the judgements, correct, retire, restore and comment.
 
-Stored judgements are about the text that was judged, so no text is ever edited. A corrected text is a new item that
-replaces the old one: the old one is retired with its judgements, and both name each other. What annotators never see
-(metadata, names of models) is changed in place; the values before stay in the item's log.
+A judgement is about the text that was judged, so texts are never edited. A corrected text becomes a new item. The old
+item is retired with its judgements, and the two items name each other. Metadata and names of models, which annotators
+never see, are changed in place; the old values stay in the item's log.
 
-The log of an item is its events of the kinds in :data:`LOGGED`.
+An item's log consists of its events of the kinds in :data:`LOGGED`.
 """
 
 import json
@@ -27,10 +27,10 @@ from trimtab.storage.transaction import Transaction
 
 State = Literal["open", "done", "disputed", "flagged", "retired", "check"]
 STATES: tuple[State, ...] = get_args(State)
-"""Where an item stands. ``check``: an item with a known answer, which is never done."""
+"""State of an item. ``check``: an item with a known answer, which is never done."""
 LOGGED = ("note", "retire", "restore", "amend", "corrected", "correction")
-"""Kinds of events in an item's log: a comment; taken out and put back; metadata changed (``before``); replaced ``by``
-another item, and a correction ``of`` another."""
+"""Kinds of events in an item's log: a comment, retired, restored, metadata changed (with the values ``before``),
+replaced ``by`` another item, and a correction ``of`` another item."""
 _SUBMITTED = ("judgement", "adjudication", "import", "late")
 _COMPLETE = or_(items.c.done >= items.c.overlap, items.c.adjudicated)
 _WHICH: dict[State, ColumnElement[bool]] = {
@@ -44,7 +44,7 @@ _WHICH: dict[State, ColumnElement[bool]] = {
 _CHUNK = 500
 """Rows read at once while searching."""
 _START = 4
-"""Characters that a word needs to be the start of an id: ids made from texts have digits and letters by chance."""
+"""Characters that a word needs to match the start of an id; shorter words would match ids by chance."""
 MOST_CHARACTERS = 10_000
 """Most characters of a comment or a reason."""
 
@@ -58,13 +58,13 @@ class ItemSummary:
     task: Task
     """The item."""
     states: tuple[State, ...]
-    """Where it stands; an item can be done, disputed and flagged at once."""
+    """States of the item; it can be done, disputed and flagged at once."""
     done: int
-    """Judgements it has."""
+    """Number of judgements."""
     overlap: int
-    """Judgements it needs."""
+    """Number of judgements needed."""
     comments: int
-    """Owners' comments on it."""
+    """Number of owners' comments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,11 @@ class LogEntry:
     at: float
     """Seconds since 1970."""
     name: str | None
-    """Who; None: a program."""
+    """Name of the person; None: a program."""
     pseudonym: str | None
     """The same person's pseudonym."""
     body: dict[str, Any]
-    """``text``, ``reason``, ``before``, ``by`` or ``of``."""
+    """Fields of the event: ``text``, ``reason``, ``before``, ``by`` or ``of``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ class ItemSubmission:
     name: str
     """Name of the person who submitted it."""
     state: Literal["counts", "changed", "undone", "late"]
-    """``counts``: the person's current word; ``changed`` or taken back (``undone``) by the person since; ``late``: came
-    after the slot had been given to another annotator."""
+    """``counts``: the person's current judgement; ``changed`` or ``undone``: changed or taken back by the person since;
+    ``late``: arrived after the slot had been given to another annotator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,11 @@ class ItemDetails:
     """Everything about one item."""
 
     summary: ItemSummary
-    """The item and where it stands."""
+    """The item and its state."""
     submissions: list[ItemSubmission]
     """Its submissions, oldest first."""
     log: list[LogEntry]
-    """What owners did, oldest first."""
+    """Actions of owners, oldest first."""
 
 
 # Finding ----------------------------------------------------------------------------------
@@ -118,14 +118,14 @@ def find_items(
 
     Args:
         c: the database.
-        text: words, each of which the question, an answer or a step has, or the id starts with; in capitals or not.
+        text: words; each must occur in the prompt, an answer or a step, or be the start of the id. Case is ignored.
         batch: name of a batch; empty: all.
-        state: where the items stand; None: anywhere.
+        state: state of the items; None: any.
         after: number of the last item of the page before.
         limit: length of the page.
 
     Returns:
-        the items, and the number of the last one, from which the next page continues; None: there are no more.
+        the items, and the number of the last one as ``after`` for the next page; None: there is no next page.
     """
     words = text.lower().split()
     which = [_WHICH[state] if state else true(), *(_may_have(word) for word in words)]
@@ -144,13 +144,13 @@ def find_items(
 
 
 def count_items(c: Connection, batch: str = "") -> dict[State, int]:
-    """How many items there are in each state; an item can be in several."""
+    """Number of items in each state; an item can be in several."""
     where = items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)) if batch else true()
     return {s: c.scalar(select(func.count()).select_from(items).where(where, _WHICH[s])) or 0 for s in STATES}
 
 
 def _may_have(word: str) -> ColumnElement[bool]:
-    """A condition that the database can check: the longest run of ASCII letters and digits of the word."""
+    """A condition that the database can check: the item contains the word's longest run of ASCII letters and digits."""
     runs = re.findall("[a-z0-9]+", word)
     if not runs:
         return true()
@@ -240,7 +240,7 @@ def _log(c: Connection, item: int) -> list[LogEntry]:
 
 
 def read_log(c: Connection) -> tuple[dict[str, Any], ...]:
-    """The logs of all items, for an export: ``item``, ``kind``, ``at``, ``person`` (pseudonym) and what it says."""
+    """The logs of all items, for an export: ``item``, ``kind``, ``at``, ``person`` (pseudonym) and ``body``."""
     query = (
         select(events.c.kind, events.c.at, events.c.body, items.c.uid, people.c.pseudonym)
         .join(items, items.c.id == events.c.item_id)
@@ -275,7 +275,7 @@ def add_comment(tx: Transaction, uid: str, text: str, *, person: int) -> None:
 
 
 def retire(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
-    """Take an item out of the queue; its judgements stay. A retired item stays as it is."""
+    """Take an item out of the queue; its judgements stay. A retired item is unchanged."""
     item = tx.item(uid)
     if not item.retired:
         retire_item(tx, item, person=person, reason=_checked(reason, "reason"))
@@ -298,7 +298,7 @@ def restore(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
 
 
 def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason: str) -> str:
-    """Correct an item; returns the id of the item that holds the correction.
+    """Correct an item; returns the id of the corrected item.
 
     If only metadata or names of models differ, the item is changed in place. Otherwise the correction is a new item at
     the end of the batch, and the old one is retired with its judgements.
@@ -306,7 +306,7 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
     Args:
         tx: the transaction.
         task: the item as the owner saw it.
-        corrected: what it should be, under the same id.
+        corrected: the corrected item, under the same id.
         person: who corrects it.
         reason: why.
 
@@ -344,7 +344,7 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
 
 
 def _shown(task: Task) -> tuple[Any, ...]:
-    """What people see of an item, and what their answers are checked against."""
+    """The parts of an item that people see, and the check of their answers."""
     return task.prompt.messages, [answer.text for answer in task.completions], task.steps, task.check
 
 

@@ -1,8 +1,8 @@
-"""The label database itself: opening, migrating, transactions, backup, and what its errors mean.
+"""The label database: opening, migration, transactions, backup, and error messages.
 
-SQLite in WAL mode with ``synchronous=FULL``: what was acknowledged is on the disk. PostgreSQL by
-URL. On both, one writer at a time (``BEGIN IMMEDIATE``, or one advisory lock), so that what a
-transaction reads is still true when it writes; readers never wait.
+SQLite runs in WAL mode with ``synchronous=FULL``, so acknowledged data is on the disk. PostgreSQL is used if the URL
+names it. Both have one writer at a time (``BEGIN IMMEDIATE``, or one advisory lock), so what a transaction has read is
+still true when it writes. Readers never wait.
 """
 
 import errno
@@ -46,7 +46,7 @@ class Database:
 
     Raises:
         ConfigError: the URL is not one of these.
-        StorageError: cannot be opened, is read-only, or was written by a newer trimtab.
+        StorageError: the database cannot be opened, is read-only, or was written by a newer trimtab.
     """
 
     def __init__(self, url: str) -> None:
@@ -90,7 +90,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A consistent snapshot; nothing is written."""
         with explained(self.name), self.engine.connect() as connection:
-            if not self.sqlite:  # its default shows each statement a later moment
+            if not self.sqlite:  # by default, each statement sees a newer state
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
@@ -104,11 +104,11 @@ class Database:
                 yield connection
 
     def backup(self, target: Path) -> None:
-        """Copy the database to a file while it is in use; written aside, checked, then renamed.
+        """Copy the database to a file while it is in use; the copy is checked before it replaces the file.
 
         Raises:
-            ConfigError: not SQLite.
-            StorageError: cannot be written, or the copy fails SQLite's integrity check.
+            ConfigError: the database is not SQLite, or ``target`` is the database itself.
+            StorageError: the copy cannot be written, or fails SQLite's integrity check.
         """
         if not self.sqlite:
             raise ConfigError("a backup of PostgreSQL is made with its own tool: pg_dump --format=custom")

@@ -27,9 +27,9 @@ def _no_nul(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(whole_characters)]
 Key = Annotated[Text, AfterValidator(_no_nul)]
-"""A text that a database compares; PostgreSQL knows no NUL."""
+"""A text that a database compares; PostgreSQL does not accept NUL."""
 Number = Annotated[int, Field(ge=0, le=2**31 - 1)]
-"""A row's number, as far as both databases count."""
+"""A row's number, in the range of both databases."""
 
 
 class Form(Record):
@@ -44,7 +44,7 @@ class Form(Record):
     verdict: Verdict = "judged"
     """``judged`` carries an answer; the others are reasons for not judging."""
     answers: tuple[Answer, ...] = Field(default=(), max_length=12)
-    """For a comparison: one for each criterion, by position on the screen."""
+    """For a comparison: one answer for each criterion, by position on the screen."""
     good: bool | None = None
     """For thumbs: True is good."""
     first_wrong: int | None = Field(default=None, ge=0, le=100_000)
@@ -52,20 +52,20 @@ class Form(Record):
     rewrite: Rewrite | None = None
     """A better answer."""
     reason: Annotated[Text, Field(max_length=200)] = ""
-    """Why it is flagged, or the cause an adjudicator found."""
+    """Why the item is flagged, or the cause an adjudicator found."""
     comment: Annotated[Text, Field(max_length=10_000)] = ""
     """A remark."""
     guideline: Annotated[Key, Field(max_length=40)] | None = None
     """Version of the guidelines the sender saw; None: the newest."""
     seconds: float | None = Field(default=None, ge=0.0, le=1e9, allow_inf_nan=False)
-    """Time spent looking, as measured by the sender."""
+    """Seconds spent on the item, as measured by the sender."""
 
 
 def check_form(form: Form, task: Task, config: ProjectConfig) -> None:
     """Refuse a form that does not fit the task.
 
     Raises:
-        DataError: with what was given and what is asked.
+        DataError: the form does not fit; the message says what was given and what is expected.
     """
     if form.verdict != "judged":
         if form.answers or form.good is not None or form.first_wrong is not None or form.rewrite:

@@ -1,4 +1,4 @@
-"""The items of a project: adding them, how many people judge each, batches, and the counts beside each item."""
+"""The items of a project: adding them, how many people judge each, batches, and the counts stored with each item."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ CHUNK = 400
 OPEN_TO_PEOPLE = and_(items.c.role.is_(None), items.c.retired.is_(False), items.c.adjudicated.is_(False))
 """Items that may be queued: no check items, neither retired nor adjudicated."""
 NEEDED = case((items.c.adjudicated, items.c.done), else_=items.c.overlap)
-"""Judgements an item needs: its overlap, or what it has once an adjudicator has settled it."""
+"""Judgements an item needs: its overlap, or the number it has if an adjudicator has settled it."""
 
 _VERDICTS = (
     select(judgements.c.seq, judgements.c.verdict, judgements.c.adjudication)
@@ -42,7 +42,7 @@ def chunks(values: Sequence[Any]) -> Iterable[Sequence[Any]]:
 
 
 def insert_items(tx: Transaction, tasks: Sequence[Task], config: ProjectConfig) -> set[str]:
-    """Add tasks with different ids; returns the ids that were there before and are left as they were."""
+    """Add tasks with different ids; returns the ids of items that existed before, which do not change."""
     c = tx.c
     batch_ids = {row.name: row.id for row in c.execute(select(batches.c.name, batches.c.id))}
     last = dict(c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all())
@@ -96,7 +96,7 @@ def raise_overlap(tx: Transaction, uids: Iterable[str], overlap: int, *, person:
 def set_overlap(tx: Transaction, which: ColumnElement[bool], overlap: int) -> None:
     """Change the overlap of items.
 
-    Slots that are taken stay taken. An item that has room again moves to the end of its batch, behind every cursor.
+    Taken slots stay taken. An item that has free slots again moves to the end of its batch, after every cursor.
     """
     c = tx.c
     is_complete = select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)
@@ -119,7 +119,7 @@ def set_overlap(tx: Transaction, which: ColumnElement[bool], overlap: int) -> No
 
 
 def recount(tx: Transaction, item: Row[Any]) -> None:
-    """Count an item's judgements, flags and disputes anew; only flags after an adjudication count."""
+    """Recount an item's judgements, flags and disputes; after an adjudication, only newer flags count."""
     verdicts = tx.c.execute(_VERDICTS, {"item": item.id}).all()
     settled = max((j.seq for j in verdicts if j.adjudication), default=0)
     done = sum(j.verdict == "judged" and not j.adjudication for j in verdicts) if item.role is None else 0
@@ -145,7 +145,7 @@ def submissions_of_item(c: Connection, item: Row[Any]) -> list[Submission]:
 
 
 def put_batch(tx: Transaction, name: str, *, priority: int, paused: bool, person: int | None = None) -> None:
-    """Change a batch, or make one."""
+    """Change a batch, or create it."""
     values = {"priority": priority, "paused": paused}
     if tx.c.execute(update(batches).where(batches.c.name == name).values(**values)).rowcount == 0:
         tx.c.execute(insert(batches).values(name=name, **values))

@@ -1,4 +1,4 @@
-"""Replies by key in an append-only file: no question is asked twice."""
+"""Replies by key in an append-only file, so that no question is asked twice."""
 
 import fcntl
 import json
@@ -15,13 +15,14 @@ class Journal(MutableMapping[str, dict[str, Any]]):
     """A mapping from keys to plain JSON objects, on disk.
 
     Each assignment is one line, flushed to the disk before it returns. A last line cut by a kill is removed when
-    the journal is opened again. One process at a time may hold a journal; the lock goes with the process.
+    the journal is opened again. Only one process at a time can open a journal; the lock is released when the process
+    ends.
 
     Args:
-        path: the file; made if missing.
+        path: the file; created if missing.
 
     Raises:
-        StorageError: another process holds it, or the disk refuses.
+        StorageError: another process has the journal open, or the file cannot be written.
         DataError: a line other than the last is damaged.
     """
 

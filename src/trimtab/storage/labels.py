@@ -1,4 +1,4 @@
-"""The label database as a program uses it; each method is one transaction, with one writer at a time.
+"""The label database for programs; each method is one transaction, with one writer at a time.
 
 =======================  =======================================================
 ``items``                adding items, overlap, batches
@@ -46,8 +46,8 @@ class LabelStore:
     """An annotation project's items and judgements.
 
     Args:
-        database: where they are stored.
-        clock: seconds since 1970; a fake one in tests.
+        database: the label database.
+        clock: returns seconds since 1970; tests pass a fake clock.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
@@ -66,7 +66,7 @@ class LabelStore:
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
-        """A transaction that writes, all or nothing."""
+        """A writing transaction, all or nothing."""
         with self.database.write() as c:
             yield self._transaction(c)
 
@@ -92,17 +92,17 @@ class LabelStore:
 
     @property
     def project_id(self) -> str:
-        """Eight characters that tell this project from others."""
+        """Eight characters that identify the project."""
         return content_id(self._salt)[:8]
 
     @property
     def address(self) -> str | None:
-        """Where the app was last served; None: never."""
+        """Address at which the app was last served; None: never."""
         with self.database.read() as c:
             return get_setting(c, "address")
 
     def set_address(self, link: str) -> None:
-        """Store where the app is served, so that a run can tell people."""
+        """Store the address at which the app is served, so that a run can show it."""
         with self.database.write() as c:
             put_setting(c, "address", link)
 
@@ -124,10 +124,10 @@ class LabelStore:
     # Items --------------------------------------------------------------------------------
 
     def add(self, tasks: Iterable[Task | str], *, person: int | None = None) -> tuple[int, list[Refused]]:
-        """Add tasks; returns how many were added, and each one that was not, with the reason.
+        """Add tasks; returns the number added, and each refused task with the reason.
 
         Args:
-            tasks: from :func:`parse_tasks`, which gives the reason in place of a task that cannot be read.
+            tasks: from :func:`parse_tasks`, which gives the reason instead of a task that cannot be read.
             person: who adds them.
         """
         config = self.config()
@@ -153,7 +153,7 @@ class LabelStore:
     def raise_overlap(self, uids: Iterable[str], overlap: int, *, person: int | None = None) -> int:
         """Have at least ``overlap`` people judge each of these items; returns how many items changed.
 
-        Retired and settled items, and check items, stay as they are.
+        Retired items, settled items and check items do not change.
         """
         with self.writing() as tx:
             return item_rows.raise_overlap(tx, uids, overlap, person=person)
@@ -179,7 +179,7 @@ class LabelStore:
             return progress.batch_rows(c)
 
     def set_batch(self, name: str, *, priority: int, paused: bool, person: int | None = None) -> None:
-        """Change a batch, or make one. Batches of higher priority are judged first."""
+        """Change a batch, or create it. Batches of higher priority are judged first."""
         with self.writing() as tx:
             item_rows.put_batch(tx, name, priority=priority, paused=paused, person=person)
 
@@ -193,7 +193,7 @@ class LabelStore:
             return curation.find_items(c, text=text, batch=batch, state=state, after=after, limit=limit)
 
     def item_counts(self, batch: str = "") -> dict[curation.State, int]:
-        """How many items there are in each state; an item can be in several."""
+        """Number of items in each state; an item can be in several."""
         with self.database.read() as c:
             return curation.count_items(c, batch)
 
@@ -230,10 +230,10 @@ class LabelStore:
             curation.add_comment(tx, uid, text, person=person)
 
     def correct(self, task: Task, corrected: Task, *, person: int, reason: str = "") -> str:
-        """Correct an item; returns the id of the item that holds the correction.
+        """Correct an item; returns the id of the corrected item.
 
-        A text that differs makes a new item, and the old one is retired with its judgements; metadata and names of
-        models are changed in place. See :func:`~trimtab.storage.curation.correct`, also for what is raised.
+        If a text differs, the correction is a new item, and the old one is retired with its judgements. Metadata and
+        names of models are changed in place. See :func:`~trimtab.storage.curation.correct`, also for the errors raised.
         """
         with self.writing() as tx:
             return curation.correct(tx, task, corrected, person=person, reason=reason)
@@ -250,21 +250,21 @@ class LabelStore:
             return self._queue.next(tx, person)
 
     def submit(self, person: int, form: Form) -> tuple[Receipt, Assignment | str]:
-        """Store a form; returns what became of it, and the next task.
+        """Store a form; returns its receipt and the next task.
 
         Raises:
-            DataError: it does not fit the task, or the item is unknown to this person.
-            ConflictError: judged before and the version is not the newest, the key was used for another form, or this
-                person is paused or not qualified.
+            DataError: the form does not fit the task, or the item was not assigned to this person.
+            ConflictError: the item was judged before and the version is not the newest, the key was used for another
+                form, or this person is paused or not qualified.
         """
         with self.writing() as tx:
             return submissions.submit(tx, person, form), self._queue.next(tx, person)
 
     def undo(self, person: int, version: int) -> Assignment:
-        """Take back a person's last judgement; it comes back as a draft. The event stays.
+        """Take back a person's last judgement; it becomes a draft. The event stays.
 
         Raises:
-            ConflictError: it is not the last one any more, or this person may not work now.
+            ConflictError: it is no longer the last judgement, or this person may not work now.
         """
         with self.writing() as tx:
             return submissions.undo(tx, person, version)
@@ -273,7 +273,7 @@ class LabelStore:
         """Show one of a person's judgements again, to change it.
 
         Raises:
-            DataError: no such judgement of this person.
+            DataError: this person has no such judgement.
         """
         with self._reading() as tx:
             return submissions.reopen(tx, person, version)
@@ -291,15 +291,15 @@ class LabelStore:
             return adjudication.items_with_submissions(c, adjudication.FLAGGED, limit)
 
     def exhausted(self, *, limit: int | None = 50) -> list[tuple[Task, list[Submission]]]:
-        """Items that lack judgements and have no annotator left to ask; flagged items are not among them."""
+        """Unflagged items that lack judgements and that every annotator has already judged, skipped or flagged."""
         with self.database.read() as c:
             return adjudication.items_with_submissions(c, adjudication.EXHAUSTED, limit)
 
     def dispute(self, uid: str, person: int) -> tuple[Assignment, list[Submission]]:
-        """One item for an adjudicator, with their own decision if there is one, and what annotators said of it.
+        """One item for an adjudicator, with their own decision if there is one, and the annotators' submissions.
 
         Raises:
-            ConflictError: settled since, or this person judged it.
+            ConflictError: the item was settled since, or this person judged it.
         """
         with self._reading() as tx:
             return adjudication.open_dispute(tx, uid, person)
@@ -309,7 +309,7 @@ class LabelStore:
 
         Raises:
             DataError: the form does not fit.
-            ConflictError: settled by another person since, or this person judged it.
+            ConflictError: another person has settled the item since, or this person judged it.
         """
         with self.writing() as tx:
             return adjudication.adjudicate(tx, person, form)
@@ -317,19 +317,19 @@ class LabelStore:
     # Reading ------------------------------------------------------------------------------
 
     def progress(self, batch: str | None = None) -> Progress:
-        """How far the project, or one batch of it, is."""
+        """Progress of the project, or of one batch."""
         with self.database.read() as c:
             return progress.read_progress(c, batch)
 
     def judgement_counts(self, uids: Iterable[str]) -> tuple[int, int]:
-        """(done, needed) over these items, retired ones left out; a settled item needs no more than it has."""
+        """(done, needed) over these items without retired ones; a settled item needs no more judgements."""
         with self.database.read() as c:
             return progress.judgement_counts(c, uids)
 
     def submissions(
         self, *, after: int = 0, limit: int | None = None, newest: bool = False, batch: str | None = None
     ) -> list[tuple[int, Submission]]:
-        """(version, submission) of every current judgement; ``newest`` lists the last ones first."""
+        """(version, submission) of every current judgement; with ``newest``, the newest first."""
         with self.database.read() as c:
             return progress.read_submissions(c, after=after, limit=limit, newest=newest, batch=batch)
 
@@ -344,7 +344,7 @@ class LabelStore:
             return progress.read_history(c, person, before=before, limit=limit)
 
     def count(self, person: int) -> int:
-        """How many items a person has judged."""
+        """Number of items that a person has judged."""
         with self.database.read() as c:
             return c.scalar(select(func.count()).where(judgements.c.person_id == person)) or 0
 

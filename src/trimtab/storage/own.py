@@ -1,4 +1,4 @@
-"""What one person needs to know of their own work: how far it is, what was stored last, and what they have read."""
+"""A person's own work: how much is done, what was stored last, and whether they read the instructions."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ from trimtab.storage.rows import add_event
 from trimtab.storage.schema import batches, events, items, judgements, leases
 
 _INSTRUCTIONS = "instructions"
-"""Kind of the event, and its key: each person reads them once."""
+"""Kind and key of the event; each person confirms the instructions once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """Where one person's work stands."""
+    """State of one person's work."""
 
     judged: int
-    """Items judged, passed on or flagged; training items are not counted."""
+    """Number of items judged, skipped or flagged; training items are not counted."""
     last: int | None
-    """Version of the last judgement, which can be taken back; None: there is none."""
+    """Version of the last judgement, which can be undone; None: there is none."""
     as_of: int
-    """The newest event when this was read; what another reply says is older where its number is lower."""
+    """Number of the newest event when this was read; a reply with a lower number is older."""
 
 
 def own_work(database: Database, person: int) -> Own:
-    """How many items a person has judged, and the version of the last judgement."""
+    """Number of items that a person has judged, and the version of the last judgement."""
     by_person = judgements.c.person_id == person
     counted = select(func.count()).join(items, items.c.id == judgements.c.item_id)
     with database.read() as c:
@@ -36,7 +36,7 @@ def own_work(database: Database, person: int) -> Own:
 
 
 def remaining(database: Database, person: int) -> int:
-    """How many items a person could still judge now: those in front of them, and those with room."""
+    """Number of items a person could judge now: items leased to them, and items with free slots."""
     judged = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
     held = select(leases.c.item_id).where(
         leases.c.item_id == items.c.id, leases.c.person_id == person, leases.c.live.is_(True)
@@ -68,7 +68,7 @@ def version_of(database: Database, person: int, uid: str) -> int | None:
 
 
 def training_left(database: Database, person: int) -> int:
-    """How many training items a person has not answered yet."""
+    """Number of training items that a person has not answered yet."""
     seen = select(judgements.c.item_id).where(judgements.c.person_id == person)
     query = select(func.count()).where(items.c.role == "training", items.c.retired.is_(False), items.c.id.not_in(seen))
     with database.read() as c:
@@ -76,14 +76,14 @@ def training_left(database: Database, person: int) -> int:
 
 
 def has_read_instructions(database: Database, person: int) -> bool:
-    """Did this person confirm the instructions?"""
+    """True if this person has confirmed the instructions."""
     query = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
     with database.read() as c:
         return c.scalar(query) is not None
 
 
 def read_instructions(database: Database, person: int, *, guideline: str | None, at: float) -> None:
-    """Write down that a person confirmed the instructions, with this version of the guidelines."""
+    """Record that a person confirmed the instructions, with this version of the guidelines."""
     with database.write() as c:
         known = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
         if c.scalar(known) is None:

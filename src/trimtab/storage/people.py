@@ -22,7 +22,7 @@ from trimtab.storage.schema import invitations, people, sessions, tokens
 
 RoleName = Literal["owner", "adjudicator", "annotator"]
 ROLES: tuple[RoleName, ...] = ("annotator", "adjudicator", "owner")
-"""From the fewest rights to the most; each includes those before it."""
+"""From the fewest rights to the most; each role includes the rights of those before it."""
 MIN_PASSWORD = 10
 _SESSION = (
     select(people, sessions.c.csrf)
@@ -40,7 +40,7 @@ class Person:
     id: int
     """Row number."""
     name: str
-    """As chosen; shown to owners only."""
+    """Name as chosen; shown to owners only."""
     pseudonym: str
     """Name in judgements and exports."""
     role: RoleName
@@ -55,7 +55,7 @@ class Person:
     """CSRF token of the session."""
 
     def may(self, role: RoleName) -> bool:
-        """Does the role include this one?"""
+        """True if the person's role includes this one."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
@@ -75,7 +75,7 @@ class People:
     """Accounts of a project.
 
     Args:
-        database: where they are.
+        database: the label database.
         clock: seconds since 1970.
     """
 
@@ -88,7 +88,7 @@ class People:
     def invite(
         self, role: RoleName, *, by: int | None, person: int | None = None, note: str = "", days: float = 7
     ) -> str:
-        """Make a link's secret: for a new account, or for a new password of ``person``. It works once."""
+        """Create the secret of a link for a new account, or for a new password of ``person``. It works once."""
         token = secrets.token_urlsafe(32)
         now = self.clock()
         with self.database.write() as c:
@@ -108,7 +108,7 @@ class People:
         return token
 
     def first_owner(self) -> str | None:
-        """The secret of the link that makes the first owner; None if there is one. Earlier such links stop working."""
+        """The secret of the link for the first owner; None if there is an owner. Earlier such links stop working."""
         with self.database.write() as c:
             if c.scalar(select(func.count()).where(people.c.role == "owner", people.c.state == "active")):
                 return None
@@ -119,7 +119,7 @@ class People:
         """What a link is for.
 
         Raises:
-            DataError: unknown, used or expired.
+            DataError: the link is unknown, used or expired.
         """
         with self.database.read() as c:
             row = self._invitation(c, token)
@@ -129,7 +129,7 @@ class People:
         return Invitation(id=row.id, role=row.role, person=name)
 
     def accept(self, token: str, *, name: str, password: str, language: str | None = None) -> str:
-        """Use a link: make the account or set the password. Returns the secret of a new session.
+        """Use a link: create the account or set the password. Returns the secret of a new session.
 
         Raises:
             DataError: the link does not work, or name or password cannot be used.
@@ -139,7 +139,7 @@ class People:
         check_password(password)
         if invitation.person is None:
             name = check_name(name)
-        hashed = _hasher().hash(password)  # slow on purpose, so before the transaction
+        hashed = _hasher().hash(password)  # deliberately slow, so before the transaction
         with self.database.write() as c:
             row = self._invitation(c, token)
             now = self.clock()
@@ -174,7 +174,7 @@ class People:
             return [dict(r._mapping) for r in c.execute(query.order_by(invitations.c.id))]
 
     def withdraw(self, invitation: int, *, by: int) -> None:
-        """Make a link stop working."""
+        """Invalidate a link."""
         with self.database.write() as c:
             c.execute(delete(invitations).where(invitations.c.id == invitation, invitations.c.used_at.is_(None)))
             add_event(c, self.clock(), "withdrawn", {"id": invitation}, person=by)
@@ -195,7 +195,7 @@ class People:
         """Check name and password; returns the secret of a new session.
 
         Raises:
-            DataError: wrong, without saying which of the two.
+            DataError: name or password is wrong; the message does not say which.
         """
         name = "" if _broken(name) else name
         with self.database.read() as c:
@@ -232,7 +232,7 @@ class People:
             return self._new_session(c, person)
 
     def session(self, token: str) -> Person | None:
-        """Who a session's secret belongs to; None if it is unknown or over, or the person was removed."""
+        """The person whose session has this secret; None if it is unknown or expired, or the person was removed."""
         with self.database.read() as c:
             row = c.execute(_SESSION, {"token": _digest(token), "now": self.clock()}).first()
         return None if row is None or row.state not in ("active", "paused") else _person(row, row.csrf)
@@ -275,8 +275,8 @@ class People:
         """Change role or state, or qualify a person. A removed person's sessions end; their judgements stay.
 
         Raises:
-            DataError: no such person.
-            ConflictError: the last owner cannot be taken away.
+            DataError: there is no such person.
+            ConflictError: the project would have no owner.
         """
         values: dict[str, Any] = {
             k: v for k, v in (("role", role), ("state", state), ("qualified", qualified)) if v is not None
@@ -298,14 +298,16 @@ class People:
                 c.execute(delete(sessions).where(sessions.c.person_id == person))
 
     def profile(self, person: int, *, language: str | None, cohort: dict[str, str]) -> None:
-        """Change one's own language and groups. The event does not name the groups: they can be taken back.
+        """Change one's own language and groups.
+
+        The event does not store the groups' names, so that people can take them back.
 
         Raises:
-            DataError: a group's name is too long or has characters that cannot stand in it.
+            DataError: a group's name is too long or contains invalid characters.
         """
         groups = {k: check_name(v, what=k, most=60) for k, v in cohort.items() if v.strip()}
         for k, v in groups.items():
-            if "=" in v:  # or it would pass for another group: submissions carry "language=…, region=…"
+            if "=" in v:  # else it could pass for another group: submissions contain "language=…, region=…"
                 raise DataError(f"{k}: {v!r} contains '='; write it without")
         with self.database.write() as c:
             c.execute(update(people).where(people.c.id == person).values(language=language, cohort=json.dumps(groups)))
@@ -314,7 +316,7 @@ class People:
     # API tokens ---------------------------------------------------------------------------
 
     def new_token(self, name: str, scope: str, *, by: int) -> str:
-        """Make an API token (``read`` or ``write``); it is shown once."""
+        """Create an API token (``read`` or ``write``); it is shown only once."""
         token, now = f"tt_{secrets.token_urlsafe(32)}", self.clock()
         with self.database.write() as c:
             c.execute(insert(tokens).values(token=_digest(token), name=check_name(name), scope=scope, created_at=now))
@@ -327,13 +329,13 @@ class People:
             return list(c.execute(select(tokens).where(tokens.c.revoked_at.is_(None)).order_by(tokens.c.id)).all())
 
     def revoke(self, token: int, *, by: int) -> None:
-        """Make a token stop working."""
+        """Revoke a token."""
         with self.database.write() as c:
             c.execute(update(tokens).where(tokens.c.id == token).values(revoked_at=self.clock()))
             add_event(c, self.clock(), "revoked", {"token": token}, person=by)
 
     def token_scope(self, token: str) -> str | None:
-        """What an API token may do; None if it does not work."""
+        """Scope of an API token; None if the token is unknown or revoked."""
         query = select(tokens.c.scope).where(tokens.c.token == _digest(token), tokens.c.revoked_at.is_(None))
         with self.database.read() as c:
             return c.scalar(query)
@@ -343,7 +345,7 @@ def check_password(password: str) -> None:
     """Refuse a password that is too short or cannot be stored.
 
     Raises:
-        DataError: with what is asked for.
+        DataError: the password cannot be used; the message says what is required.
     """
     if len(password) < MIN_PASSWORD:
         raise DataError(f"the password needs {MIN_PASSWORD} characters or more")
@@ -353,10 +355,10 @@ def check_password(password: str) -> None:
 
 
 def check_name(name: str, *, what: str = "name", most: int = 60) -> str:
-    """A name as it may be stored: trimmed, composed, without control or direction characters.
+    """A name in the form in which it is stored: trimmed, composed, without control or direction characters.
 
     Raises:
-        DataError: empty, too long, or with such characters.
+        DataError: the name is empty, too long, or contains such characters.
     """
     whole_characters_or_refuse(name)
     name = unicodedata.normalize("NFKC", name).strip()
@@ -381,7 +383,7 @@ def _person(row: Row[Any], csrf: str) -> Person:
 
 
 def name_key(name: str) -> str:
-    """A name as it is compared."""
+    """A name in the form in which it is compared."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
@@ -400,5 +402,5 @@ def _hasher() -> PasswordHasher:
 
 @cache
 def _nobody() -> str:
-    """A hash that no password fits, so that an unknown name takes as long as a wrong password."""
+    """A hash that no password matches, so that an unknown name takes as long as a wrong password."""
     return _hasher().hash(secrets.token_urlsafe(32))
