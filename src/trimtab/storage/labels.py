@@ -3,10 +3,10 @@
 =======================  =======================================================
 ``items``                adding items, overlap, batches
 ``queue``                who judges which item next
-``submissions``          what becomes of a filled-in form
+``submissions``          storing and changing filled-in forms
 ``adjudication``         items that need a decision, and the decision
 ``curation``             finding, correcting, retiring and commenting on single items
-``progress``             how far the project is, and the judgements so far
+``progress``             progress of the project, and the judgements so far
 ``settings``             settings and guidelines
 =======================  =======================================================
 

@@ -1,4 +1,4 @@
-"""Reading a project: how far it is, and the judgements so far."""
+"""Progress of a project, and its judgements so far."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from trimtab.storage.schema import batches, events, items, judgements, people
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a project or a batch is."""
+    """Progress of a project or a batch."""
 
     items: int
     """Items to judge; check items and retired items are not counted."""
     complete: int
-    """Items with all judgements they need, or settled by an adjudicator."""
+    """Items that have all judgements they need, or that an adjudicator settled."""
     needed: int
-    """Judgements needed in all."""
+    """Total number of judgements needed."""
     done: int
-    """Judgements given."""
+    """Number of judgements given."""
     disputed: int
     """Items waiting for an adjudicator."""
     flagged: int
@@ -43,7 +43,7 @@ class HistoryEntry:
 
 
 def read_progress(c: Connection, batch: str | None) -> Progress:
-    """How far the project, or one batch of it, is."""
+    """Progress of the project, or of one batch."""
 
     def total(values: Any) -> Any:
         return func.coalesce(func.sum(values), 0)
@@ -63,7 +63,7 @@ def read_progress(c: Connection, batch: str | None) -> Progress:
 
 
 def judgement_counts(c: Connection, uids: Iterable[str]) -> tuple[int, int]:
-    """(done, needed) over these items, retired ones left out; a settled item needs no more than it has."""
+    """(done, needed) over these items without retired ones; a settled item needs no more judgements."""
     done = needed = 0
     for part in chunks(sorted(uids)):
         counts = select(func.coalesce(func.sum(items.c.done), 0), func.coalesce(func.sum(NEEDED), 0))

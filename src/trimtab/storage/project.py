@@ -28,7 +28,7 @@ class ProjectConfig(Config):
     overlap: int = Field(default=2, ge=1, le=100)
     """How many people judge each item, unless the item sets its own number."""
     majority: float = Field(default=1.0, gt=0.5, le=1.0)
-    """Share of people on one side from which an item needs no adjudicator; 1: whenever two contradict each other."""
+    """An item needs no adjudicator if at least this share of people are on one side; 1: any contradiction needs one."""
     criteria: tuple[CriterionConfig, ...] = Field(default=(CriterionConfig(),), min_length=1, max_length=12)
     """Questions about each comparison."""
     ties: bool = True
@@ -40,15 +40,15 @@ class ProjectConfig(Config):
     max_answers: int = Field(default=8, ge=2, le=9)
     """Most answers in an item; items with more are refused."""
     max_characters: int = Field(default=200_000, ge=100, le=1_000_000)
-    """Longest text in an item, in characters; longer ones are refused."""
+    """Longest text in an item, in characters; items with longer texts are refused."""
     lease_minutes: float = Field(default=60.0, gt=0.0, le=60 * 24 * 7)
     """How long an item stays reserved for the person who opened it."""
     gold_every: int = Field(default=10, ge=0)
-    """Every so many items, one is a check item that the annotator has not seen, while there are any; 0: never."""
+    """One in this many items is a check item that the annotator has not seen, as long as there are any; 0: never."""
     attention_misses: int = Field(default=3, ge=0)
     """Missed attention items after which an annotator is paused; 0: never."""
     qualification_share: float = Field(default=0.8, ge=0.0, le=1.0)
-    """Share of the qualification items that must be answered right."""
+    """Share of the qualification items that must be answered correctly."""
     fast_seconds: float = Field(default=3.0, ge=0.0)
     """Judgements faster than this are counted as suspiciously fast."""
     min_cell: int = Field(default=5, ge=2)

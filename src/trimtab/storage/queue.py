@@ -1,11 +1,11 @@
 """The queue: who judges which item next.
 
-The queue of a batch is the ``position`` of its open items. Each person has a cursor in each batch: all open items up
-to it have been assigned to them already. An item whose slot comes free moves to the end, past every cursor, so the
-next task is found with one step in an index, however many items there are.
+A batch's queue is its open items in the order of ``position``. Each person has a cursor in each batch: all open items
+up to it have already been assigned to them. An item whose slot becomes free moves to the end, past every cursor. The
+next task is therefore one index lookup, however many items there are.
 
 An item's slot is taken in the transaction that assigns it, so an item never has more than ``overlap`` people. A lease
-holds the slot while an annotator looks at the item; when it runs out, the slot comes free.
+holds the slot while an annotator looks at the item; when the lease expires, the slot becomes free.
 """
 
 import json
@@ -59,7 +59,7 @@ _TAKE = (
 )
 
 CLOCK_SLACK = 120.0
-"""A lease that ends this many seconds later than one made now could end shows that the clock was set back."""
+"""If a lease ends more than this many seconds after a new lease would end, the clock was set back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,15 @@ class Assignment:
     version: int | None = None
     """Version of the judgement that is being changed; None: a new judgement."""
     draft: dict[str, Any] | None = None
-    """The form's earlier content, when a judgement was taken back or is being changed."""
+    """The form's earlier content, if a judgement was taken back or is being changed."""
     guideline: str | None = None
     """Newest version of the guidelines."""
     config: ProjectConfig
-    """The project's settings at that moment."""
+    """The project's settings at the time of the assignment."""
 
 
 class Queue:
-    """Assigns items; remembers when it last looked for leases that ran out."""
+    """Assigns items, and remembers when it last looked for expired leases."""
 
     def __init__(self) -> None:
         self._swept = 0.0
@@ -122,7 +122,7 @@ class Queue:
         return assignment(tx, item, who)
 
     def _expire(self, tx: Transaction) -> None:
-        """Free the slots of leases that ran out, at most once a second; restart leases if the clock was set back."""
+        """Free the slots of expired leases, at most once a second; restart leases if the clock was set back."""
         if 0 <= tx.now - self._swept < 1:
             return
         self._swept = tx.now
@@ -173,7 +173,7 @@ def _check_item(tx: Transaction, person: int, turn: int, roles: Sequence[str]) -
 
 
 def _take_next(tx: Transaction, person: int) -> Row[Any] | None:
-    """Take a slot of the next open item behind the person's cursors; None: there is none."""
+    """Take a slot of the next open item after the person's cursors; None: there is none."""
     reached = {row.batch_id: row.position for row in tx.c.execute(_CURSORS, {"person": person})}
     for batch in tx.c.scalars(_BATCHES).all():
         place = {"batch": batch, "cursor": reached.get(batch, 0), "person": person}

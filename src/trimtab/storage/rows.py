@@ -1,4 +1,4 @@
-"""Rows as records, and the small statements that every part of the storage needs."""
+"""Rows as records, and small statements that all storage modules use."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ def get_setting(c: Connection, name: str) -> str | None:
 
 
 def put_setting(c: Connection, name: str, value: str) -> None:
-    """Set it."""
+    """Store a setting."""
     if c.execute(update(settings).where(settings.c.name == name).values(value=value)).rowcount == 0:
         c.execute(insert(settings).values(name=name, value=value))
 
@@ -36,7 +36,7 @@ def task_of(row: Any) -> Task:
 
 
 def submission_of(body: str, annotator: str, task: str) -> Submission:
-    """The submission in an event's body, of the annotator with this pseudonym about the task with this id."""
+    """The submission in an event's body, by the annotator with this pseudonym, about the task with this id."""
     fields = json.loads(body)
     fields.pop("digest", None)
     return Submission(task=task, annotator=annotator, **fields)
@@ -52,7 +52,7 @@ def add_event(
     item: int | None = None,
     key: str | None = None,
 ) -> int:
-    """Append an event; returns its number. Nothing ever changes or removes one."""
+    """Append an event and return its number. Events are never changed or removed."""
     row = {"at": at, "kind": kind, "person_id": person, "item_id": item, "key": key, "body": json.dumps(body)}
     made = c.execute(_NEW_EVENT, row)
     return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]

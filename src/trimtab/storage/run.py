@@ -9,7 +9,7 @@
         status.json               fingerprint, running | done, seconds, counts, SHA-256 of each output
         checkpoints/ samples/     while it trains
         metrics.jsonl             one line per step
-      superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; taken back if they return
+      superseded/STAGE-FINGERPRINT/   a stage whose settings or inputs changed since; restored if they return
       replies/                    replies of judges and critics, by question; kept across all changes
       rounds/2/                   the second round, laid out like the run; sft and revise are the run's
       recipe.json                 where the recipe is, for commands that take the run's folder
@@ -41,10 +41,10 @@ ROUNDS = "rounds"
 """Folder of the rounds after the first."""
 
 REPLACE = "delete it and run again what writes it"
-"""The next step where a file of a stage is of no use and the stage lists it among its outputs."""
+"""Next step to report if a file is unusable and its stage lists it among its outputs."""
 
 START = "start"
-"""Under this name ``needs`` of a later round's stages has the fingerprint of the policy that the round starts from."""
+"""Key in ``needs`` of a later round's stages: the fingerprint of the policy that the round starts from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +52,11 @@ class Status:
     """Status of a stage."""
 
     stage: str
-    """Name."""
+    """Name of the stage."""
     fingerprint: str
-    """Of the settings, inputs and code it was made with."""
+    """Fingerprint of the settings, inputs and code it was made with."""
     state: str
-    """``running``: begun and not finished; ``done``."""
+    """``running``: begun but not finished; ``done``: finished."""
     seconds: float = 0.0
     """Time spent in it, over all attempts."""
     counts: dict[str, Any] | None = None
@@ -74,7 +74,7 @@ class RunFolder:
 
     Args:
         path: ``runs/NAME``, or ``runs/NAME/rounds/2``.
-        create: make it if it is missing.
+        create: True: create the folder if it is missing.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -93,7 +93,7 @@ class RunFolder:
 
     @property
     def first(self) -> "RunFolder":
-        """The run."""
+        """The run, which is also its first round."""
         return self if self.number == 1 else RunFolder(Path(os.path.normpath(self.path / "../..")), create=False)
 
     def round(self, number: int) -> "RunFolder":
@@ -113,7 +113,7 @@ class RunFolder:
         return folders
 
     def newest(self) -> "RunFolder":
-        """The last round with a finished policy that was made from the round before as it is now; else the run."""
+        """The last round with a finished policy made from the current policy of the round before; else the run."""
         newest = self.first
         for later in self.rounds()[1:]:
             before, status = newest.status("align"), later.status("align")
@@ -128,7 +128,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run with all rounds for this process; the lock goes with the process, however it ends.
+        """Lock the run and all its rounds for this process; the lock ends with the process, even if it is killed.
 
         Raises:
             StorageError: another process is working on this run.
@@ -155,16 +155,16 @@ class RunFolder:
         return self.path / "stages" / name
 
     def status(self, name: str) -> Status | None:
-        """What the stage's status file says; None if there is none."""
+        """The status in the stage's status file; None if there is none."""
         return _read_status(self.stage(name))
 
     def is_finished(self, name: str) -> bool:
-        """True if the stage's status file says that it was finished, under whatever settings."""
+        """True if the stage's status file says that it was finished, with whatever settings."""
         status = self.status(name)
         return status is not None and status.state == "done"
 
     def is_done(self, name: str, fingerprint: str) -> bool:
-        """True if the stage was finished with this fingerprint and its outputs are as they were written."""
+        """True if the stage was finished with this fingerprint and its outputs have not changed since."""
         status = self.status(name)
         if status is None or status.state != "done" or status.fingerprint != fingerprint:
             return False
@@ -173,21 +173,21 @@ class RunFolder:
 
     @property
     def place(self) -> str:
-        """What precedes a file's name inside the run's folder: empty, or ``rounds/2/``."""
+        """Prefix of file names inside the run's folder: empty, or ``rounds/2/``."""
         return "" if self.number == 1 else f"{ROUNDS}/{self.number}/"
 
     def made_from(self, name: str, earlier: str) -> bool:
-        """True if stage ``name`` was made from the result of ``earlier`` that is there now, as far as was recorded."""
+        """True if stage ``name`` was made from the current result of ``earlier``, or if that was not recorded."""
         later, first = self.status(name), self.status(earlier)
         if later is None or first is None or later.needs is None:
             return True
         return later.needs.get(earlier, first.fingerprint) == first.fingerprint
 
     def begin(self, name: str, fingerprint: str, needs: Mapping[str, str] | None = None) -> Path:
-        """Make the folder ready to run a stage, or to continue it.
+        """Prepare the folder to run a stage, or to resume it.
 
-        What stands there under another fingerprint moves to ``superseded/``; an earlier result under
-        this fingerprint moves back. ``needs``: fingerprints of the stages it is made from.
+        A result with another fingerprint moves to ``superseded/``; an earlier result with this fingerprint moves back.
+        ``needs``: fingerprints of the stages it is made from.
         """
         folder = self.stage(name)
         with storage_errors(folder):
@@ -221,7 +221,7 @@ class RunFolder:
     def finish(
         self, name: str, *, seconds: float, counts: Mapping[str, Any], outputs: Iterable[str], memory_gb: float
     ) -> None:
-        """Mark a stage done; the last thing written for it. Its checkpoints are no longer needed and go."""
+        """Mark a stage done, which is the last thing written for it, and delete its checkpoints."""
         folder = self.stage(name)
         status = self.status(name)
         assert status is not None
@@ -247,9 +247,9 @@ class MetricsLog:
 
     Args:
         folder: the stage's folder.
-        done: steps that are finished; lines of later steps, written by a killed process after its last
-            checkpoint, are removed.
-        name: of the file.
+        done: number of finished steps; lines of later steps, which a killed process wrote after its last checkpoint,
+            are removed.
+        name: name of the file.
     """
 
     def __init__(self, folder: Path, done: int, name: str = "metrics.jsonl") -> None:
@@ -289,10 +289,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def read_json(path: Path, *, next_step: str | None = None) -> Any:
     """A JSON file that a stage wrote.
 
-    ``next_step``: what makes it anew; None: running its stage, which lists it among its outputs.
+    ``next_step``: how to create the file again; None: run the stage that lists it among its outputs.
 
     Raises:
-        DataError: missing or damaged, with the next step.
+        DataError: the file is missing or damaged; the message gives the next step.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -307,10 +307,10 @@ def read_json(path: Path, *, next_step: str | None = None) -> Any:
 def read_record(path: Path, kind: type[R], *, next_step: str | None = None) -> R:
     """A JSON file that a stage wrote from one record.
 
-    ``next_step``: what makes it anew; None: running its stage, which lists it among its outputs.
+    ``next_step``: how to create the file again; None: run the stage that lists it among its outputs.
 
     Raises:
-        DataError: missing, damaged, or no such record, with the field and the next step.
+        DataError: the file is missing, damaged, or no such record; the message gives the field and the next step.
     """
     try:
         return kind.model_validate(read_json(path, next_step=next_step))
@@ -325,10 +325,10 @@ def read_record(path: Path, kind: type[R], *, next_step: str | None = None) -> R
 
 
 def require_space(path: Path, gigabytes: float) -> None:
-    """Refuse to start what would not fit on the disk.
+    """Check that there is enough free disk space.
 
     Raises:
-        StorageError: with what is free and what is needed.
+        StorageError: too little space is free; the message gives free and needed space.
     """
     free = shutil.disk_usage(path).free / 1e9
     if free < gigabytes:

@@ -1,8 +1,8 @@
-"""Tables of the label database. ``events`` is the truth and is only ever added to; the rest is derived or bookkeeping.
+"""Tables of the label database. ``events`` is the append-only source of truth; the rest is derived or bookkeeping.
 
 ::
 
-    events ──── one row for each thing anybody did; UNIQUE(person, key) makes a repeated request harmless
+    events ──── one row for each action of anybody; UNIQUE(person, key) makes a repeated request harmless
     judgements  which event is a person's current judgement of an item; UNIQUE(item, person)
     items       what is to be judged, and how many of its slots are taken
     leases      who is looking at what, until when

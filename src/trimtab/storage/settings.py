@@ -1,4 +1,4 @@
-"""What an owner changes in a project: settings and guidelines. Every change is an event."""
+"""Settings and guidelines of a project, which owners change. Every change is an event."""
 
 from sqlalchemy import Connection, and_, bindparam, insert, select
 
@@ -16,7 +16,7 @@ _GUIDELINE_VERSION = select(guidelines.c.version).where(guidelines.c.name == bin
 def put_config(tx: Transaction, config: ProjectConfig, *, person: int | None = None) -> None:
     """Change the settings.
 
-    A new overlap applies to every item that was added without one, a new majority to every item that is not settled.
+    A new overlap applies to all items that were added without one, a new majority to all items that are not settled.
     """
     old = tx.config
     put_setting(tx.c, "config", config.model_dump_json())

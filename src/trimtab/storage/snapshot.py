@@ -33,19 +33,19 @@ class Snapshot:
     submissions: tuple[Submission, ...]
     """Everybody's current judgements, oldest first."""
     guidelines: tuple[dict[str, Any], ...]
-    """All versions."""
+    """All versions of the guidelines."""
     batches: tuple[dict[str, Any], ...]
-    """Names, priorities, pauses."""
+    """Name and priority of each batch, and whether it is paused."""
     retired: tuple[str, ...]
-    """Items that were taken out."""
+    """Ids of the retired items."""
     log: tuple[dict[str, Any], ...] = ()
-    """Owners' comments and corrections; :func:`~trimtab.storage.curation.read_log`."""
+    """Owners' comments and corrections, as in :func:`~trimtab.storage.curation.read_log`."""
     excluded: dict[str, int]
-    """Judgements that are not in ``submissions``: ``late`` ones, ``undone`` ones, and those ``changed`` since."""
+    """Number of judgements that are not in ``submissions``: ``late``, ``undone``, or ``changed`` since."""
 
 
 def take_snapshot(store: LabelStore) -> Snapshot:
-    """All of the project in one consistent snapshot."""
+    """The whole project in one consistent snapshot."""
     with store.database.read() as c:
         tasks = [
             task_of(row).model_copy(update={"overlap": None if row.inherits else row.overlap})
@@ -74,9 +74,9 @@ def take_snapshot(store: LabelStore) -> Snapshot:
 
 
 def comparisons_and_judgements(snapshot: Snapshot) -> tuple[list[Comparison], list[Judgement]]:
-    """What statistics and aggregation take, without checks and without answers that a guard blocked.
+    """Comparisons and judgements for statistics and aggregation, without check items and answers that a guard blocked.
 
-    Checks are gold, attention and qualification items.
+    Check items are training, qualification, gold and attention items.
     """
     retired = set(snapshot.retired)
     tasks = {t.id: t for t in snapshot.tasks if t.check is None and t.id not in retired and not was_blocked(t)}
@@ -92,14 +92,14 @@ def was_blocked(task: Task) -> bool:
 
 
 _WIDEST = ProjectConfig(max_answers=9, max_characters=1_000_000)
-"""Limits of an import: wider than any project's, so that items accepted under earlier settings come back."""
+"""Limits of an import: wider than any project's, so that items accepted under earlier settings can be imported."""
 
 
 def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
-    """Fill an empty project with a snapshot, whole or not at all.
+    """Fill an empty project with a snapshot, all or nothing.
 
     Raises:
-        ConflictError: the project has items already.
+        ConflictError: the project already has items.
         DataError: an item cannot be stored.
     """
     twice = len(snapshot.tasks) - len({task.id for task in snapshot.tasks})

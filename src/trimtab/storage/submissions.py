@@ -1,8 +1,8 @@
-"""Filled-in forms: what becomes of one, taking it back, and opening it again.
+"""Filled-in forms: storing a form, taking it back, and opening it again.
 
-A repeated request (same key) changes nothing and gets the same answer; a changed one must name the version it
-replaces. A form that arrives after its lease ran out and its slot was given to another annotator is stored as an event
-of kind ``late`` and not counted. Nothing that was sent is thrown away.
+A repeated request (same key) changes nothing and gets the same reply. A changed judgement must name the version it
+replaces. If a form arrives after its lease expired and another annotator has its slot, it is stored as an event of kind
+``late`` and not counted. No form is ever discarded.
 """
 
 import json
@@ -37,7 +37,7 @@ _DROP_LEASE = delete(leases).where(leases.c.item_id == bindparam("item"), leases
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What became of a form."""
+    """Receipt for a form."""
 
     submission: str
     """Id of the submission."""
@@ -182,7 +182,7 @@ def submission_from(
     elapsed = tx.now - held.created_at if held is not None else None
     seconds = form.seconds
     if elapsed is not None and elapsed >= 0 and (seconds is None or seconds > elapsed + 5):
-        seconds = elapsed  # nobody can have looked longer than since the item was assigned
+        seconds = elapsed  # nobody can have looked at the item before it was assigned
     cohort = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(who.cohort).items()) if v)
     task = task_of(item)
     return Submission(
@@ -223,7 +223,7 @@ def put_judgement(
     replaces: Row[Any] | None,
     passed: bool | None = None,
 ) -> None:
-    """Make an event a person's current judgement of an item, in place of ``replaces``."""
+    """Make an event a person's current judgement of an item, instead of ``replaces``."""
     if replaces is not None:
         tx.c.execute(delete(judgements).where(judgements.c.seq == replaces.seq))
     tx.c.execute(
@@ -244,7 +244,7 @@ def require_active(tx: Transaction, person: int) -> Row[Any]:
     """The row of a person who may judge.
 
     Raises:
-        ConflictError: paused, removed or not qualified.
+        ConflictError: the person is paused, removed or not qualified.
     """
     who = tx.person(person)
     if who.state != "active":

@@ -25,13 +25,13 @@ class Refused:
 
 
 def parse_task(values: Any) -> Task:
-    """A task from plain values; ids are made where they are missing.
+    """A task from plain values; missing ids are created.
 
     A short form is accepted too: ``{"prompt": "text or messages", "answers": ["…", "…"]}`` with ``kind``,
     ``steps``, ``batch``, ``overlap``, ``check`` and ``metadata`` as in :class:`Task`.
 
     Raises:
-        DataError: with what is wrong.
+        DataError: the values are no task; the message says why.
     """
     if not isinstance(values, dict):
         raise DataError(f"an item is an object, got {type(values).__name__}")
@@ -66,7 +66,7 @@ def parse_tasks(rows: Iterable[Any]) -> Iterator[Task | str]:
 
 
 def unusable(task: Task, config: ProjectConfig) -> str | None:
-    """Why a task cannot be shown to people in this project; None: it can."""
+    """Why a task cannot be shown to people in this project; None: it can be shown."""
     texts = [m.content for m in task.prompt.messages] + [c.text for c in task.completions] + list(task.steps)
     try:
         whole_characters(json.dumps(task.model_dump(), ensure_ascii=False))
@@ -89,5 +89,5 @@ def unusable(task: Task, config: ProjectConfig) -> str | None:
 
 
 def duplicate(index: int, uid: str) -> Refused:
-    """An item that is there already."""
+    """The refusal of an item that already exists."""
     return Refused(index=index, reason=f"duplicate: item {uid} is there already")

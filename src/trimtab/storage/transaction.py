@@ -1,4 +1,4 @@
-"""One transaction on the label database: the connection, the time, and the statements every part needs."""
+"""One transaction on the label database: the connection, the time, and statements that all storage modules use."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from trimtab.storage.project import ProjectConfig
 from trimtab.storage.rows import add_event, get_setting
 from trimtab.storage.schema import items, people
 
-# Statements of the hot path, here and in the modules beside this one, are built once: building them costs more than
-# running them.
+# Statements of the hot path, here and in the other storage modules, are built once, because building them costs more
+# than running them.
 _ITEM = select(items).where(items.c.uid == bindparam("uid"))
 _PERSON = select(people).where(people.c.id == bindparam("person"))
 
@@ -28,9 +28,9 @@ class Transaction:
     c: Connection
     """The connection."""
     now: float
-    """When it began, in seconds since 1970."""
+    """Time at which it began, in seconds since 1970."""
     salt: str
-    """The project's secret, from which answer orders and check items are drawn."""
+    """The project's secret; it seeds the orders of answers and the choice of check items."""
 
     @property
     def config(self) -> ProjectConfig:

@@ -1,7 +1,7 @@
-"""A run folder read while it is written: the state of its stages, its metrics, its alarms and the answers of each step.
+"""Reads a run folder while it is written: the state of its stages, its metrics, its alarms, the answers of each step.
 
-Nothing here writes, and nothing waits for the run: a stage that is being written, was cut or was never begun is read as
-far as it is there.
+This module never writes and never waits for the run. A stage that is being written, was interrupted or was never begun
+is read as far as it exists.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from trimtab.records.weights import reward_weights
 from trimtab.storage.run import RunFolder
 
 ALIGN = "align"
-"""The stage whose answers are kept step by step."""
+"""The stage that stores the answers of each step."""
 
 ALARMS = "alarms.jsonl"
 """File of the alarms in a stage's folder, one line each."""
@@ -33,7 +33,7 @@ TOKENS = "tokens.json"
 class Tail:
     """The rows of a growing file of JSON lines; each line is parsed once.
 
-    A file that was written anew, as a continued run writes it, is read from its beginning. Several threads may read one
+    A file that was rewritten, as when a run is resumed, is read again from its beginning. Several threads may read one
     tail at the same time.
 
     Args:
@@ -49,11 +49,10 @@ class Tail:
         self._read = 0
 
     def refresh(self) -> tuple[list[dict[str, Any]], int]:
-        """Parse the lines that came since the last call. A line without its end is left for the next call.
+        """Parse the lines added since the last call. A line without a line break is left for the next call.
 
         Returns:
-            all rows so far, in a list of the caller's own, and how often the file was written anew since it was first
-            read.
+            a copy of the list of all rows so far, and how often the file was rewritten since it was first read.
         """
         with self._lock:
             self._parse()
@@ -84,13 +83,13 @@ class Tail:
 
 
 class WatchedRun:
-    """One run to look at.
+    """One run to watch.
 
     Args:
         path: ``runs/NAME``.
 
     Raises:
-        DataError: the folder holds no run.
+        DataError: the folder contains no run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +108,7 @@ class WatchedRun:
     # State --------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """The resolved recipe; empty where it is not there."""
+        """The resolved recipe; empty if it is missing."""
         try:
             values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -119,8 +118,8 @@ class WatchedRun:
     def is_running(self) -> bool:
         """True if the process that last worked on the run holds its lock.
 
-        The pid in the lock file alone says too little: the system may have given it to another process. The lock is
-        tried only where that pid is alive, so that a look never stands in the way of a run that is just starting.
+        The pid in the lock file alone is not enough, because the system may have given it to another process. The lock
+        is tried only if that pid is alive, so that this check never blocks a run that is just starting.
         """
         try:
             with open(self._folder.first.path / ".lock", "rb") as file:
@@ -138,7 +137,7 @@ class WatchedRun:
     def stages(self) -> list[dict[str, Any]]:
         """Stages in the order they were begun: ``stage``, ``state``, ``steps`` logged, ``seconds``, ``counts``.
 
-        ``state`` is ``done``, ``running``, or ``interrupted`` where the process that began it is gone.
+        ``state`` is ``done``, ``running``, or ``interrupted`` if the process that began the stage is gone.
         """
         running, rows = self.is_running(), []
         for folder in (self.path / "stages").glob("*"):
@@ -159,7 +158,7 @@ class WatchedRun:
         return sorted(rows, key=lambda row: row["began"])
 
     def stamp(self) -> tuple[Any, ...]:
-        """Changes whenever something of the run that is shown has changed."""
+        """A value that changes whenever something that the dashboard shows of the run changes."""
         versions = []
         for name in ("metrics.jsonl", ALARMS, "status.json"):
             for path in sorted(self.path.glob(f"stages/*/{name}")):
@@ -187,14 +186,15 @@ class WatchedRun:
         """Columns of a stage's metrics, from row ``start`` on.
 
         Args:
-            stage: its name.
-            keys: columns wanted.
-            start: rows the caller has.
-            generation: that of the rows the caller has; if the file was written anew since, all rows are returned.
+            stage: name of the stage.
+            keys: columns to return.
+            start: number of rows that the caller has.
+            generation: generation of the rows that the caller has; if the file was rewritten since, all rows are
+                returned.
 
         Returns:
             ``generation``, ``start``, ``steps``, ``columns`` (None where a row lacks the key or its value is not
-            finite; five significant digits), and ``keys``, all there are.
+            finite; five significant digits), and ``keys`` (all columns of the file).
         """
         rows, current = self._tail(stage, "metrics.jsonl").refresh()
         if generation != current:
@@ -212,7 +212,7 @@ class WatchedRun:
         }
 
     def row(self, stage: str, step: int) -> dict[str, float | None]:
-        """All numbers of one step; empty where it was not logged."""
+        """All numbers of one step; empty if the step was not logged."""
         for row in reversed(self.metrics(stage)):
             if row.get("step") == step:
                 return {key: _shown(value) for key, value in row.items()}
@@ -228,7 +228,7 @@ class WatchedRun:
         """The answers of a step of alignment, from 1.
 
         Raises:
-            DataError: they are not on the disk, or damaged.
+            DataError: the answers are not on the disk, or damaged.
         """
         path = self._folder.stage(ALIGN) / "samples" / f"step-{step - 1:06d}.jsonl"
         if not path.parent.is_dir():
@@ -242,7 +242,7 @@ class WatchedRun:
         return reward_weights(self.config())
 
     def token_texts(self) -> list[str]:
-        """The text of each token, by id; empty where the run did not write it."""
+        """The text of each token, by id; empty if the run did not write it."""
         try:
             texts = json.loads((self._folder.stage(ALIGN) / TOKENS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -251,7 +251,7 @@ class WatchedRun:
 
 
 def token_kl(rollout: Rollout) -> list[float] | None:
-    """Log π − log ref of each token, in nats; None where the reference's log-probabilities were not kept."""
+    """Log π − log ref of each token, in nats; None if the reference's log-probabilities were not stored."""
     if not rollout.tokens or len(rollout.reference_logprobs) != len(rollout.tokens):
         return None
     return [p - q for p, q in zip(rollout.logprobs, rollout.reference_logprobs, strict=True)]
@@ -263,7 +263,7 @@ def total_reward(rollout: Rollout, weights: Mapping[str, float]) -> float:
 
 
 def _shown(value: Any) -> float | None:
-    """A number with five significant digits; None for anything that is no finite number."""
+    """A number with five significant digits; None for anything that is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.5g}")
