@@ -1,1 +1,1 @@
-"""The annotation app: people's preferences, collected in the browser. Needs the ``web`` extra, no torch."""
+"""The annotation app: collects people's preferences in the browser. Needs the ``web`` extra, but not torch."""

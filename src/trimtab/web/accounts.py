@@ -1,4 +1,4 @@
-"""Pages for getting in: invitation links, sign-in, sign-out, one's own profile."""
+"""Pages for access: invitation links, sign-in, sign-out, one's own profile."""
 
 from typing import Annotated
 
@@ -13,21 +13,21 @@ from trimtab.web.strings import catalogues, translate, translate_error
 router = APIRouter(include_in_schema=False)
 Anybody = Annotated[Person, Depends(signed_in())]
 COHORTS = ("language", "region", "expertise")
-"""Groups people are asked for; all optional, freely named."""
+"""Kinds of groups that people may name; all are optional free text."""
 NAME_TRIES = (20, 300.0)
-"""How many wrong passwords for one name in how many seconds, from whatever addresses."""
+"""Most wrong passwords for one name, and in how many seconds, from all addresses together."""
 
 
 @router.get("/healthz")
 def health(request: Request) -> dict[str, str]:
-    """Does the server answer, and the database too?"""
+    """Check that the server and the database answer."""
     request.app.state.store.config()
     return {"status": "ok"}
 
 
 @router.get("/")
 def start(person: Anybody) -> Response:
-    """Where one's work is."""
+    """Redirect to the person's start page."""
     return RedirectResponse("/manage" if person.role == "owner" else "/work", status_code=303)
 
 
@@ -39,7 +39,7 @@ def signin_page(request: Request) -> Response:
 
 @router.post("/signin")
 def signin(request: Request, given: Fields) -> Response:
-    """Check name and password; a new session replaces whatever cookie there was."""
+    """Check name and password; the cookie of a new session replaces any earlier one."""
     names, key = request.app.state.names, name_key(given.get("name", "")[:1000])
     if not names.allow(key, *NAME_TRIES):
         problem = translate(language_of(request, None), "signin.too_many")
@@ -64,7 +64,7 @@ def signout(request: Request, person: Anybody) -> Response:
 
 @router.get("/join/{token}")
 def join_page(request: Request, token: str) -> Response:
-    """What an invitation link shows. Looking does not use it up."""
+    """The page of an invitation link. Opening it does not use up the link."""
     try:
         invitation = request.app.state.people.invitation(token)
     except DataError as error:

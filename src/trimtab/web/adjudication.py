@@ -1,4 +1,4 @@
-"""Settling disagreements: the queue, one item with people's judgements, the adjudicator's decision."""
+"""Adjudication pages: the queue, one item with people's judgements, the adjudicator's decision."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -18,12 +18,12 @@ from trimtab.web.work import task_html
 router = APIRouter(include_in_schema=False)
 Adjudicator = Annotated[Person, Depends(signed_in("adjudicator"))]
 CAUSES = ("noise", "guideline", "values", "broken")
-"""What a disagreement can come from: a slip, an unclear guideline, a real difference of values, a broken item."""
+"""Causes of a disagreement: a slip, an unclear guideline, a real difference of values, a broken item."""
 
 
 @router.get("/adjudicate")
 def queue(request: Request, person: Adjudicator) -> Response:
-    """Items in dispute, and flagged ones."""
+    """Items in dispute, flagged items, and items with no annotator left."""
     store = request.app.state.store
     lists = {"disputed": store.disputed(), "flagged": store.flagged(), "exhausted": store.exhausted()}
     return page(request, "adjudicate.html", person, **lists)
@@ -42,7 +42,7 @@ def one(request: Request, person: Adjudicator, id: str) -> Response:
 
 @router.get("/adjudicate/task")
 def current(request: Request, person: Adjudicator, item: str) -> JSONResponse:
-    """The form of one item with what this adjudicator decided; ``settled`` where there is nothing to decide."""
+    """The form of one item with this adjudicator's earlier decision; ``settled`` if there is nothing to decide."""
     store = request.app.state.store
     try:
         assignment, submissions = store.dispute(item, person.id)
@@ -53,13 +53,13 @@ def current(request: Request, person: Adjudicator, item: str) -> JSONResponse:
 
 
 def _causes(task: Task, submissions: Sequence[Submission]) -> Sequence[str]:
-    """What an adjudicator is asked to choose from: where people disagree, why."""
+    """The causes to choose from if people disagree; else none."""
     return CAUSES if disagree(task, submissions) else ()
 
 
 @router.post("/adjudicate/submit")
 def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
-    """Store the adjudicator's decision; ``to`` is the next item they can decide, or the list where there is none."""
+    """Store the adjudicator's decision; ``to`` is the next item they can decide, or the list if there is none."""
     store = request.app.state.store
     receipt = store.adjudicate(person.id, form)
     waiting = [*store.disputed(), *store.flagged()]
@@ -71,6 +71,6 @@ def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
 
 @router.post("/adjudicate/retire")
 def retire(request: Request, person: Adjudicator, given: Fields) -> Response:
-    """Take a broken item out."""
+    """Retire a broken item."""
     request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)

@@ -1,4 +1,4 @@
-"""The API for programs, with tokens: add items, read judgements. Described at ``/api/v1/openapi.json``."""
+"""The API for programs, with tokens: add items, read judgements. Its description is at ``/api/v1/openapi.json``."""
 
 import json
 from typing import Annotated, Any
@@ -43,21 +43,21 @@ class RefusedItem(BaseModel):
 
 
 class Added(BaseModel):
-    """What became of the items."""
+    """Result of adding items."""
 
     added: int
     refused: list[RefusedItem]
 
 
 class StoredItem(BaseModel):
-    """A task and its place."""
+    """A task and its number."""
 
     number: int
     task: Task
 
 
 class Items(BaseModel):
-    """A page of tasks; ``next`` is what ``after`` takes for the next page, None at the end."""
+    """A page of tasks; ``next`` is the value of ``after`` for the next page; None at the end."""
 
     items: list[StoredItem]
     next: int | None
@@ -71,7 +71,7 @@ class StoredSubmission(BaseModel):
 
 
 class Submissions(BaseModel):
-    """A page of submissions; ``next`` is what ``after`` takes for the next page, None at the end."""
+    """A page of submissions; ``next`` is the value of ``after`` for the next page; None at the end."""
 
     judgements: list[StoredSubmission]
     next: int | None
@@ -93,7 +93,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 @router.get("/status", dependencies=[_token("read")], responses=_ERRORS)
 def status(request: Request) -> Progress:
-    """Where the project stands."""
+    """Progress of the project."""
     return request.app.state.store.progress()
 
 
@@ -106,9 +106,9 @@ def status(request: Request) -> Progress:
     },
 )
 async def add_items(request: Request) -> Added:
-    """Add items; each that is refused is named with the reason, the others are added."""
+    """Add items; refused items are listed with the reason, all others are added."""
     try:
-        raw = await request.body()  # only now: without a token nothing is read
+        raw = await request.body()  # read only after the token was checked
     except ClientDisconnect:
         raise HTTPException(400, "The request ended early, or is too large; send it in parts.") from None
     return await run_in_threadpool(_add, request.app.state.store, raw)
@@ -135,7 +135,7 @@ def items(request: Request, after: Number = 0, limit: Limit = 100) -> Items:
 
 @router.get("/judgements", dependencies=[_token("read")], responses=_ERRORS)
 def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submissions:
-    """Everybody's current word, page by page; a change has a new, higher version. Groups are named in exports only."""
+    """All current judgements, page by page; a change has a new, higher version. Only exports name groups."""
     page = request.app.state.store.submissions(after=after, limit=limit)
     more = page[-1][0] if len(page) == limit else None
     named = [StoredSubmission(version=v, submission=s.model_copy(update={"cohort": None})) for v, s in page]
@@ -144,7 +144,7 @@ def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submi
 
 @router.get("/agreement", dependencies=[_token("read")], responses=_ERRORS)
 def agreement(request: Request) -> dict[str, Any]:
-    """Agreement and biases over the newest judgements, each with its interval or the reason why there is none."""
+    """Agreement and biases over the newest judgements, each with its interval or the reason why it is missing."""
     estimates, note, unused = agreement_of(request.app.state.store, request.app.state.cache)
     plain = {
         kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in estimates.items()

@@ -1,4 +1,4 @@
-"""The annotation app: puts routes, sessions, templates and errors together."""
+"""The annotation app: combines routes, sessions, templates and error handling."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -40,9 +40,9 @@ def create_app(
     Args:
         store: items and judgements.
         people: accounts.
-        hosts: names the server answers to.
-        public_url: how people reach it, where a proxy is in front, with a path if the app has only a part of a host.
-            Requests may then name any host; with HTTPS, cookies are marked secure.
+        hosts: host names that the server answers to.
+        public_url: address for people if a proxy is in front, with a path if the app has only part of a host. Requests
+            may then name any host; with HTTPS, cookies are marked secure.
         notify: called after each stored judgement (webhook); None: off.
     """
     app = FastAPI(
@@ -58,7 +58,7 @@ def create_app(
     app.state.base = base_path(public_url)
     app.state.pages = page_environment(app.state.base)
     app.state.cache = {}
-    app.state.cookie = f"trimtab_{store.project_id}"  # browsers do not tell the ports of one host apart
+    app.state.cookie = f"trimtab_{store.project_id}"  # browsers share cookies among the ports of a host
     app.state.names = Tries()
     app.add_middleware(Guard, hosts=None if public_url else hosts, public=public_url or "")
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -72,7 +72,7 @@ def create_app(
 
 
 def page_environment(base: str) -> Environment:
-    """What renders pages: our templates and filters, everything escaped."""
+    """The environment that renders pages: our templates and filters, everything escaped."""
     pages = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -124,7 +124,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """Say where and what, and do not send back what was sent."""
+    """Report where and what is wrong, without sending back the input."""
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
     return await run_in_threadpool(_answer, request, 422, "; ".join(problems))

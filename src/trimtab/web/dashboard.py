@@ -1,4 +1,4 @@
-"""What an owner sees at a glance. Statistics over many judgements are made from the newest ones, and say so."""
+"""The owner's dashboard. Statistics are computed from the newest judgements only, and the page says so."""
 
 import time
 from collections import Counter, defaultdict
@@ -27,16 +27,17 @@ from trimtab.storage.people import People
 from trimtab.storage.schema import items, judgements
 
 NEWEST = 2000
-"""Judgements that the live statistics are made from; `trimtab agreement` uses all."""
+"""Number of judgements that the live statistics use; `trimtab agreement` uses all."""
 _Made = TypeVar("_Made")
 _JUDGED = and_(judgements.c.verdict == "judged", judgements.c.adjudication.is_(False))
 _REST = 20
-"""Statistics are kept for so many times the time it took to make them: large projects do not make them all the time."""
+"""Statistics are cached for this many times their computing time, so that large projects do not recompute
+constantly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One annotator's line."""
+    """One annotator's row."""
 
     name: str
     pseudonym: str
@@ -46,7 +47,7 @@ class Worker:
     seconds: Estimate
     fast: Estimate
     checks: Estimate
-    """Share of gold and attention items answered right."""
+    """Share of check items answered correctly, without training items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +68,28 @@ class Dashboard:
     per_day: list[tuple[str, int]]
     """Judgements on each of the last 14 days, the last one today (UTC)."""
     days_left: float | None
-    """At the pace of the last seven days; None: nothing was judged."""
+    """Days left at the pace of the last seven days; None: nothing was judged."""
     seconds: Estimate
-    """Median time for an item."""
+    """Median time per item."""
     agreement: dict[str, dict[str, Estimate]]
-    """By kind of task."""
+    """Agreement by kind of task."""
     note: str
     left_out: dict[str, int]
-    """Judgements of the sample that no statistic about agreement uses, by reason."""
+    """Number of judgements of the sample that no agreement statistic uses, by reason."""
     sampled: int
-    """Judgements of the sample."""
+    """Number of judgements in the sample."""
     wins: ModelWins
     """Win rates of the models whose answers were judged."""
     workers: list[Worker]
     cohorts: list[Cohort]
     too_small: int
-    """Groups that are not shown."""
+    """Number of groups too small to be shown."""
     fast_seconds: float
     min_cell: int
 
 
 def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashboard:
-    """Put the page together."""
+    """Compute everything on the page."""
     config, progress = store.config(), store.progress()
     agreement, note, unused = agreement_of(store, cache)
     sample = _sample(store, cache)
@@ -141,7 +142,7 @@ def dashboard(store: LabelStore, people: People, cache: dict[str, Any]) -> Dashb
 def agreement_of(
     store: LabelStore, cache: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Estimate]], str, dict[str, int]]:
-    """Agreement over the newest judgements by kind of task, which judgements these are, and those it leaves out."""
+    """Agreement over the newest judgements by kind of task, a note on which these are, and counts of those left out."""
 
     def make() -> tuple[dict[str, dict[str, Estimate]], str, dict[str, int]]:
         sample = _sample(store, cache)
@@ -164,7 +165,7 @@ def agreement_of(
 
 
 def _wins(sample: "_Sample", criterion: str) -> ModelWins:
-    """Win rates over the sample; with those it leaves out, its judgements are all of the sample's."""
+    """Win rates over the sample; used and left-out judgements together are the whole sample."""
     items_, judged, others = _records(sample.tasks, sample.submissions, criterion)
     wins = model_wins(items_, judged, criterion=criterion)
     kinds = Counter(sample.tasks[s.task].kind for s in sample.submissions if sample.tasks[s.task].kind != "compare")
@@ -184,23 +185,23 @@ def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Mad
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """The newest judgements that statistics are made from."""
+    """The newest judgements, from which statistics are computed."""
 
     tasks: dict[str, Task]
-    """The tasks they are about; no check items, no retired ones."""
+    """Their tasks, without check items and retired items."""
     submissions: list[Submission]
-    """The judgements, adjudications among them."""
+    """The judgements, including adjudications."""
     left_out: Counter[str]
-    """The other judgements of the sample by reason: about check items and retired items."""
+    """Counts of the other judgements of the sample by reason: check items and retired items."""
 
     @property
     def by_annotators(self) -> list[Submission]:
-        """Without adjudications."""
+        """The judgements without adjudications."""
         return [s for s in self.submissions if not s.adjudication]
 
     @property
     def total(self) -> int:
-        """All judgements of the sample."""
+        """Number of all judgements of the sample."""
         return len(self.submissions) + self.left_out.total()
 
 
@@ -261,7 +262,7 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
     today = int(store.clock() // day)
     first = today - 13
     with store.database.read() as c:
-        whole = cast(judgements.c.at, Integer)  # SQLite cuts, PostgreSQL rounds: half a second at midnight
+        whole = cast(judgements.c.at, Integer)  # SQLite truncates, PostgreSQL rounds: half a second at midnight
         number = (whole - whole % day) / day
         wanted = and_(_JUDGED, items.c.role.is_(None), judgements.c.at >= first * day)
         query = select(number, func.count()).join(items, items.c.id == judgements.c.item_id)
@@ -273,7 +274,7 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
 def _cohorts(
     tasks: dict[str, Task], submissions: list[Submission], least: int, criterion: str
 ) -> tuple[list[Cohort], int]:
-    """Groups large enough to be shown, each with the agreement inside it; and how many were too small."""
+    """Groups large enough to be shown, with the agreement inside each; and the number of groups that are too small."""
     groups: defaultdict[str, list[Submission]] = defaultdict(list)
     for s in submissions:
         for part in s.groups:

@@ -1,4 +1,4 @@
-"""Whole projects out and in: our own format, and those of other tools. Every export has a manifest.
+"""Export and import of whole projects, in our own format and those of other tools. Every export has a manifest.
 
 ::
 
@@ -11,16 +11,16 @@
     rewrites     demonstrations.jsonl                            rewritten answers as conversations
     csv          judgements.csv                                  one line for each pair, thumb or step label
 
-Annotators appear by pseudonym. Groups of fewer annotators than the project's ``min_cell`` are not
-named. Owners' comments are in ``metadata`` as ``owner_comments``, where an export has metadata; ``project.json`` holds
-them with all corrections as ``log``.
+Annotators appear by pseudonym. Groups of fewer annotators than the project's ``min_cell`` are not named. If an export
+has metadata, owners' comments are in ``metadata`` as ``owner_comments``. ``project.json`` contains them with all
+corrections as ``log``.
 
 The manifest counts all ``judgements`` ever submitted, those ``used`` in the files, and the others in ``dropped`` by
 reason: ``judgements`` = ``used`` + the sum of ``dropped``. A comparison by several criteria is one judgement. ``trl``
-and ``ranking`` hold the first criterion of the project; ``other_criteria`` counts the answers about the others,
-``dropped_items`` the comparisons without a row.
+and ``ranking`` contain only the first criterion of the project; ``other_criteria`` counts the answers about the others,
+and ``dropped_items`` the comparisons without a row.
 
-Rows of ``trl`` have a ``margin`` where people were asked how clear the difference is; 0 in such a file: none.
+Rows of ``trl`` have a ``margin`` if people were asked how clear the difference is; 0 in such a file means no margin.
 """
 
 import csv
@@ -70,11 +70,11 @@ from trimtab.storage.snapshot import (
 FORMATS = ("trimtab", "judgements", "trl", "ranking", "unpaired", "steps", "rewrites", "csv")
 _VERSION = 1
 _LOG = ("item", "kind", "at", "person", "body")
-"""What an entry of ``log`` in ``project.json`` holds."""
+"""Fields of an entry of ``log`` in ``project.json``."""
 
 
 def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any]:
-    """Write an export to a folder, whole or not at all; returns the manifest. The store notes that it was made.
+    """Write an export to a folder, all or nothing; returns the manifest. The store records the export.
 
     Raises:
         DataError: the folder exists and is not empty.
@@ -93,7 +93,7 @@ def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any
 
 
 def export_zip(store: LabelStore, format: str, out: IO[bytes]) -> None:
-    """Write an export as a zip file. The store notes that it was made."""
+    """Write an export as a zip file. The store records the export."""
     files = _files(store, format)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
@@ -105,7 +105,7 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
     """Fill an empty project from an export in our own format.
 
     Raises:
-        DataError: not such an export, or a file is not what the manifest says.
+        DataError: the folder is no such export, or a file does not match the manifest.
         ConflictError: the project is not empty.
     """
     try:
@@ -148,7 +148,7 @@ def _files(store: LabelStore, format: str) -> dict[str, bytes]:
 
 
 def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
-    """The files of an export by name, its ``manifest.json`` among them."""
+    """The files of an export by name, including its ``manifest.json``."""
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     tasks = snapshot.tasks if format == "trimtab" else tuple(_with_comments(snapshot))
     snapshot = replace(snapshot, submissions=submissions, tasks=tasks)
@@ -203,11 +203,11 @@ class _Written:
 
     files: dict[str, bytes]
     rows: dict[str, int]
-    """Rows by file name."""
+    """Number of rows by file name."""
     used: int
-    """Judgements in the files."""
+    """Number of judgements in the files."""
     counts: dict[str, Any] = field(default_factory=dict)
-    """More for the manifest."""
+    """Further entries of the manifest."""
 
 
 def _native(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
@@ -276,7 +276,7 @@ def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
     for preference in preferences:
         if strict_pairs(preference):
             used += len(preference.judgements)
-        else:  # a probability that leans where the ranks are tied
+        else:  # the ranks are tied although the probability is not ½
             dropped["all answers tied"] += len(preference.judgements)
     return _jsonl({"preferences.jsonl": rows}, used=used, **counts)
 
@@ -317,7 +317,7 @@ def _rewrites(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
 
 
 def _origin(task: Task, submission: Submission) -> dict[str, Any]:
-    """Who gave a label of one answer, about what."""
+    """Who labelled one answer, and which one."""
     return {
         "item": task.id,
         "submission": submission.id,
@@ -380,7 +380,7 @@ def _canonical(order: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ..
 
 
 def _cell(value: Any) -> Any:
-    """A spreadsheet must not take a comment for a formula (OWASP, "CSV injection")."""
+    """Quote text that a spreadsheet would take for a formula (OWASP, "CSV injection")."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     if isinstance(value, str) and value[:1] in tuple("=+-@＝＋－＠\t\r\n"):
@@ -389,7 +389,7 @@ def _cell(value: Any) -> Any:
 
 
 def _usable(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind | None) -> list[tuple[Task, Submission]]:
-    """Submissions about items in use, of one kind of task or of all; counts the others."""
+    """Submissions about items in use, of one kind of task or of all; counts the others in ``dropped``."""
     tasks, retired = {t.id: t for t in snapshot.tasks}, set(snapshot.retired)
     usable = []
     for s in snapshot.submissions:
@@ -408,7 +408,7 @@ def _usable(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind | None) ->
 
 
 def _judged(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind) -> list[tuple[Task, Submission]]:
-    """As :func:`_usable`, judged ones only; an adjudicator's decision replaces the annotators' judgements."""
+    """As :func:`_usable`, but only judged ones; an adjudicator's decision replaces the annotators' judgements."""
     settled = {s.task for s in snapshot.submissions if s.adjudication}
     judged = []
     for task, s in _usable(snapshot, dropped, kind):

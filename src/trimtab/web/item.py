@@ -21,7 +21,7 @@ from trimtab.web.work import shown_texts
 router = APIRouter(include_in_schema=False, prefix="/manage/item")
 Owner = Annotated[Person, Depends(signed_in("owner"))]
 _SEPARATORS = ("\n", "\n\n", "", " ")
-"""What may stand between the steps of an answer."""
+"""Possible separators between the steps of an answer."""
 
 
 @router.get("")
@@ -80,7 +80,7 @@ def restore(request: Request, person: Owner, given: Fields) -> Response:
 
 @router.post("/correct")
 def correct(request: Request, person: Owner, given: Fields) -> Response:
-    """Correct the item; a mistake is shown and nothing is stored."""
+    """Correct the item; if there is a mistake, it is shown and nothing is stored."""
     store, uid = request.app.state.store, given.get("item", "")
     task = store.task(uid)
     if given.get("digest") != digest(task):
@@ -94,10 +94,10 @@ def correct(request: Request, person: Owner, given: Fields) -> Response:
 
 
 def corrected(task: Task, given: dict[str, str]) -> Task:
-    """The item as a form has it. Texts that a browser only wrote otherwise (line ends) are unchanged.
+    """The item as a form gives it. Texts that differ only in line ends, which browsers change, are unchanged.
 
     Raises:
-        DataError: metadata that is no JSON object.
+        DataError: the metadata are not a JSON object.
     """
     messages = tuple(
         m.model_copy(update={"content": _text(given, f"message.{i}", m.content)})
@@ -111,7 +111,7 @@ def corrected(task: Task, given: dict[str, str]) -> Task:
             text = next((s for s in _SEPARATORS if s.join(task.steps) == answer.text), "\n").join(steps)
         changes: dict[str, Any] = {"text": text, "model": given.get(f"model.{i}", answer.model or "").strip() or None}
         if text != answer.text:
-            changes["finish_reason"] = None  # it is not what was sampled any more
+            changes["finish_reason"] = None  # it is no longer the sampled text
         answers.append(answer.model_copy(update=changes))
     metadata = _object(given, "prompt_metadata", task.prompt.metadata)
     prompt = task.prompt.model_copy(update={"messages": messages, "metadata": metadata})
@@ -139,12 +139,12 @@ def _object(given: dict[str, str], name: str, before: dict[str, Any]) -> dict[st
 
 
 def digest(task: Task) -> str:
-    """Tells an item from what it was before a change."""
+    """Hash of an item, which shows whether it was changed."""
     return content_id(task.model_dump(mode="json"))
 
 
 def _log_words(entry: LogEntry) -> dict[str, Any]:
-    """What the page fills into the phrase of a log entry."""
+    """The values that the page fills into the phrase of a log entry."""
     before = entry.body.get("before")
     return {
         "text": entry.body.get("text") or entry.body.get("reason") or "",

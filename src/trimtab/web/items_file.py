@@ -1,4 +1,4 @@
-"""Items from a file: our own rows, or any format that holds comparisons or preferences."""
+"""Items from a file: our own rows, or any format with comparisons, preferences or ratings."""
 
 import itertools
 import json
@@ -15,16 +15,15 @@ from trimtab.storage.tasks import parse_task, parse_tasks
 
 _PEEK = 100
 MOST_BYTES = 200_000_000
-"""Most bytes of an uploaded file when unpacked."""
+"""Maximum size of an uploaded file when unpacked, in bytes."""
 
 
 def read_items(source: str) -> Iterator[Task | str]:
-    """Tasks of a file, or for a row that is none the reason why.
+    """The tasks of a file; for each row that is no task, the reason instead.
 
     Rows with ``prompt`` and ``answers``, ``completions`` or ``steps`` are tasks, whole or short
-    (:func:`~trimtab.storage.tasks.parse_task`), in JSON lines or a JSON list, gzipped or not. Everything else that
-    ``trimtab data check`` knows is read as comparisons, preferences (without saying which answer was chosen) or
-    ratings.
+    (:func:`~trimtab.storage.tasks.parse_task`), in JSON lines or a JSON list, gzipped or not. Every other format that
+    ``trimtab data check`` knows is read as comparisons, preferences (without the chosen answer) or ratings.
 
     Raises:
         DataError: the file cannot be read.
@@ -53,7 +52,7 @@ def _is_ours(row: dict[str, Any]) -> bool:
 
 
 def tasks_in(raw: bytes) -> list[Task | str]:
-    """Tasks of an uploaded file: JSON lines or a JSON list, gzipped or not; for a row that is none the reason why.
+    """Tasks of an uploaded file: JSON lines or a JSON list, gzipped or not; reasons instead of invalid rows.
 
     Raises:
         DataError: the file is not UTF-8, a damaged gzip file, or too large when unpacked.
@@ -81,7 +80,7 @@ def tasks_in(raw: bytes) -> list[Task | str]:
 
 
 def task_of_line(line: str) -> Task | str:
-    """A line of JSON as a task, or the reason why it is none."""
+    """A line of JSON as a task, or the reason why it is not one."""
     try:
         return parse_task(json.loads(line))
     except (ValueError, RecursionError):

@@ -102,7 +102,7 @@ def _add(request: Request, person: Person, raw: bytes, batch: str) -> tuple[int,
 
 @router.post("/batches")
 def change_batch(request: Request, person: Owner, given: Fields) -> Response:
-    """Priority and pause of a batch."""
+    """Set priority and pause of a batch."""
     priority = given.get("priority", "0")
     if not priority.removeprefix("-").isdecimal() or len(priority) > 6:
         raise DataError(f"priority: a whole number, got {priority!r}")
@@ -133,7 +133,7 @@ def _people(request: Request, person: Person, *, link: str | None) -> Response:
 
 @router.post("/invitations")
 def invite(request: Request, person: Owner, given: Fields) -> Response:
-    """Make an invitation link; it is shown once."""
+    """Create an invitation link; it is shown only once."""
     role = next((r for r in ROLES if r == given.get("role")), None)
     if role is None:
         raise DataError(f"role: one of {', '.join(ROLES)}")
@@ -143,14 +143,14 @@ def invite(request: Request, person: Owner, given: Fields) -> Response:
 
 @router.post("/invitations/{number}/withdraw")
 def withdraw(request: Request, person: Owner, number: Number) -> Response:
-    """Make an invitation link stop working."""
+    """Invalidate an invitation link."""
     request.app.state.people.withdraw(number, by=person.id)
     return RedirectResponse("/manage/people", status_code=303)
 
 
 @router.post("/people/{number}")
 def change_person(request: Request, person: Owner, number: Number, given: Fields) -> Response:
-    """Role, pause, qualification; or a link for a new password."""
+    """Change a person's role, pause or qualification, or create a link for a new password."""
     people, action = request.app.state.people, given.get("action", "")
     if action == "reset":
         people.change(number, by=person.id)  # refuses unknown people
@@ -177,7 +177,7 @@ def settings_page(request: Request, person: Owner) -> Response:
 
 @router.post("/settings")
 def change_settings(request: Request, person: Owner, given: Fields) -> Response:
-    """Change the project's settings; a mistake is shown and nothing is stored."""
+    """Change the project's settings; if there is a mistake, it is shown and nothing is stored."""
     store = request.app.state.store
     values = json.loads(store.config().model_dump_json())
     fields = ProjectConfig.model_fields
@@ -228,7 +228,7 @@ def tokens_page(request: Request, person: Owner) -> Response:
 
 @router.post("/tokens")
 def new_token(request: Request, person: Owner, given: Fields) -> Response:
-    """Make a token; it is shown once."""
+    """Create a token; it is shown only once."""
     scope = given.get("scope", "")
     if scope not in ("read", "write"):
         raise DataError("scope: read or write")
@@ -239,7 +239,7 @@ def new_token(request: Request, person: Owner, given: Fields) -> Response:
 
 @router.post("/tokens/{number}/revoke")
 def revoke(request: Request, person: Owner, number: Number) -> Response:
-    """Make a token stop working."""
+    """Revoke a token."""
     request.app.state.people.revoke(number, by=person.id)
     return RedirectResponse("/manage/tokens", status_code=303)
 

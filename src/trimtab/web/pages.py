@@ -1,4 +1,4 @@
-"""What every route uses: the person signed in, form fields, and pages in the person's language."""
+"""Shared by all routes: the signed-in person, form fields, and pages in the person's language."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -16,11 +16,11 @@ from trimtab.web.strings import catalogues, choose, translate
 
 
 class SignInNeeded(Exception):
-    """Nobody is signed in; a page leads to the sign-in page, a script gets 401."""
+    """Nobody is signed in; pages redirect to the sign-in page, scripts get status 401."""
 
 
 def signed_in(role: RoleName = "annotator") -> Callable[[Request], Awaitable[Person]]:
-    """A dependency: the person signed in, who has this role, and sent the CSRF token with anything that changes."""
+    """A dependency: the signed-in person. Checks that they have this role and, for changes, sent the CSRF token."""
 
     async def person(request: Request) -> Person:
         token = request.cookies.get(request.app.state.cookie)
@@ -85,11 +85,11 @@ def fragment(request: Request, template: str, language: str, **values: Any) -> s
 
 def _rendered(pages: Environment, template: str, language: str, **values: Any) -> str:
     html = pages.get_template(template).render(t=partial(translate, language), language=language, **values)
-    return html.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
+    return html.encode("utf-8", "replace").decode()  # unpaired surrogates cannot be sent
 
 
 def translator(request: Request, person: Person | None) -> Callable[..., str]:
-    """Translates a key of the catalogue into the person's language, with values filled in."""
+    """A function that translates a key of the catalogue into the person's language, with values filled in."""
     return partial(translate, language_of(request, person))
 
 
@@ -104,7 +104,7 @@ def link_to(request: Request, path: str) -> str:
 
 
 def start_session(request: Request, token: str, to: str) -> Response:
-    """Set the session cookie, always a new one, and continue."""
+    """Set the cookie of a new session and redirect."""
     answer = RedirectResponse(to, status_code=303)
     answer.set_cookie(
         request.app.state.cookie,
