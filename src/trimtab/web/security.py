@@ -1,4 +1,4 @@
-"""What every request goes through before anything else: host, origin, size, rate; and the headers of every answer."""
+"""Checks of every request (host, origin, size, rate), and the security headers of every answer."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ HEADERS = {
 }
 _SAFE = ("GET", "HEAD", "OPTIONS")
 SMALL, LARGE = 4_000_000, 64_000_000
-"""Bytes a request may have; the large limit is for sending in items."""
+"""Largest requests in bytes; the large limit is for uploads of items."""
 FIRST_SEGMENTS = (
     "adjudicate",
     "api",
@@ -40,21 +40,21 @@ FIRST_SEGMENTS = (
     "signout",
 )
 FIRST_SEGMENTS += ("static", "work")
-"""First parts of our own paths. A base path must not start with one: whether the proxy cut it off would be unclear."""
+"""First parts of our own paths. A base path must not start with one, or it is unclear whether the proxy removed it."""
 _LARGE_PATHS = ("/manage/items", "/api/v1/items")
 _TRIES = {"/signin": (10, 300.0), "/join": (20, 300.0)}
-"""How many failures in how many seconds one address may have at a page that tells right secrets from wrong ones."""
+"""Most failures of one address, and in how many seconds, at pages that check a secret."""
 
 
 class Guard:
     """ASGI middleware; see the module.
 
     Args:
-        app: what is guarded.
-        hosts: names this server answers to; anything else is refused (DNS rebinding). None: any, behind a proxy that
-            names what it likes; sessions are safe, as browsers send their cookies to the public name only.
-        public: the address people use, which a proxy in front may hide from us. If it has a path, that is taken off
-            requests that have it, and put before redirects.
+        app: the application to guard.
+        hosts: names that this server answers to; others are refused (DNS rebinding). None: any name, for a proxy that
+            may send any. Sessions stay safe, because browsers send their cookies to the public name only.
+        public: the address that people use, which a proxy may hide from us. Its path, if any, is removed from requests
+            that have it, and prepended to redirects.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, public: str = "") -> None:
@@ -100,7 +100,7 @@ class Guard:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > limit:  # without Content-Length: stop reading, as if the sender had gone
+            if taken > limit:  # no Content-Length: stop reading, as if the sender had disconnected
                 return {"type": "http.disconnect"}
             return message
 
@@ -121,7 +121,7 @@ class Guard:
         return None
 
     def _limit(self, scope: Scope) -> tuple[Any, ...]:
-        """Who tries what, how often in how many seconds; nothing where that is not limited."""
+        """Key of the client and page, number of tries and seconds; an empty key if tries are not limited."""
         for start, limit in _TRIES.items():
             if scope["method"] not in _SAFE and scope["path"].startswith(start):
                 return (f"{start} {(scope.get('client') or ['?'])[0]}", *limit)
@@ -131,10 +131,10 @@ class Guard:
 class Tries:
     """Counts tries in a sliding window; remembers the latest ten thousand clients.
 
-    A try counts from its start, so that many at once are not more than allowed, and is forgiven if it was right.
+    A try counts from its start, so that simultaneous tries cannot exceed the limit. A successful try is forgiven.
 
     Args:
-        clock: seconds, monotonic.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock=time.monotonic) -> None:
@@ -158,7 +158,7 @@ class Tries:
             return True
 
     def forgive(self, who: str) -> None:
-        """The latest try was right and does not count."""
+        """Do not count the latest try, because it was right."""
         with self._lock:
             if self._seen.get(who):
                 self._seen[who].pop()
@@ -170,7 +170,7 @@ def base_path(url: str | None) -> str:
 
 
 def _without(scope: Scope, base: str) -> Scope:
-    """The request as if the base path were not there; some proxies take it off, others do not."""
+    """The request without the base path, which some proxies remove and others do not."""
     path = scope["path"]
     if not base or not (path == base or path.startswith(base + "/")):
         return scope
@@ -186,13 +186,13 @@ def _hostname(host: str) -> str:
 
 
 def _same_origin(headers: Headers, hosts: set[str]) -> bool:
-    """Does the browser say the request comes from one of our pages? A program that is no browser says nothing."""
+    """True if the browser says that the request comes from one of our pages, or says nothing, as other programs do."""
     site = headers.get("sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
     if origin is None:
-        return True  # the CSRF token still has to be right
+        return True  # the CSRF token is still checked
     try:
         return urlsplit(origin).netloc.lower() in hosts - {""}
     except ValueError:

@@ -38,7 +38,7 @@ def open_project(folder: Path, url: str | None = None, *, create: bool = True) -
     """Open ``folder/labels.db``, or the database at ``url``.
 
     Raises:
-        StorageError: cannot be opened; or there is none and ``create`` is off.
+        StorageError: the database cannot be opened, or there is none and ``create`` is False.
     """
     path = folder / "labels.db"
     if url is None and not create and not path.is_file():
@@ -61,14 +61,14 @@ def serve(
     """Serve a project until Ctrl-C; prints one link.
 
     Args:
-        project: open.
-        host: address to listen on; this machine only unless told otherwise.
-        port: 0 takes a free one.
-        public_url: how people reach it, where that is not ``http://host:port``; may have a path.
+        project: the open project.
+        host: address to listen on; by default only this machine can connect.
+        port: port to listen on; 0: any free one.
+        public_url: address for people if it is not ``http://host:port``; may have a path.
         proxy: address of the proxy in front, whose ``X-Forwarded-For`` header is trusted; None: the header is ignored.
-        webhook: URL told about each stored judgement; None: off. Only the command line can set it.
-        owner_link: print a link that makes an owner, even if there is one.
-        say: where the link goes.
+        webhook: URL to notify of each stored judgement; None: off. Only the command line can set it.
+        owner_link: print a link for a new owner, even if there is an owner.
+        say: called with the line that contains the link.
 
     Raises:
         ConfigError: ``public_url`` or ``webhook`` is not an http(s) URL, the path of ``public_url`` is one of ours, or
@@ -105,7 +105,7 @@ def serve(
     say(welcome(project, link, owner_link=owner_link))
     try:
         uvicorn.Server(server_config(app, proxy)).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
+    except KeyboardInterrupt:  # uvicorn raises it again after an orderly shutdown
         pass
     finally:
         listening.close()
@@ -114,7 +114,7 @@ def serve(
 
 
 def welcome(project: Project, link: str, *, owner_link: bool = False) -> str:
-    """The line with the link: to become an owner where there is none or ``owner_link`` asks for it, else to sign in."""
+    """The line with the link: to become an owner if there is none or with ``owner_link``, else to sign in."""
     token = project.people.first_owner()
     if token is None and owner_link:
         token = project.people.invite("owner", by=None, days=1)
@@ -124,7 +124,7 @@ def welcome(project: Project, link: str, *, owner_link: bool = False) -> str:
 
 
 def server_config(app: "FastAPI", proxy: str | None) -> "uvicorn.Config":
-    """How uvicorn serves the app. The client is the connecting address, or the one that the proxy reports."""
+    """Configuration of uvicorn. The client is the connecting address, or the one that the proxy reports."""
     import uvicorn
 
     return uvicorn.Config(
@@ -139,7 +139,7 @@ def server_config(app: "FastAPI", proxy: str | None) -> "uvicorn.Config":
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
+    """A bound socket; port 0: any free port.
 
     Raises:
         StorageError: the port is taken.

@@ -1,4 +1,4 @@
-"""The interface's words: one catalogue a language, ``strings/*.json``, English where a translation is missing."""
+"""Texts of the interface: one catalogue per language, ``strings/*.json``; English if a translation is missing."""
 
 import json
 from functools import cache
@@ -14,7 +14,7 @@ def catalogues() -> dict[str, dict[str, str]]:
 
 
 def choose(wanted: str | None, accept: str = "") -> str:
-    """The language to use: the one chosen, or the first of the browser's (Accept-Language) that there is."""
+    """The language to use: the one chosen, or the first of the browser's (Accept-Language) that has a catalogue."""
     known = catalogues()
     for part in [wanted or "", *accept.split(",")]:
         language = part.split(";")[0].strip().lower().split("-")[0]
@@ -29,7 +29,7 @@ def _errors() -> dict[str, str]:
 
 
 def translate_error(language: str, text: str) -> str:
-    """An error's message in a language, where the catalogue has it (``error.…``, found by its English text)."""
+    """An error message in a language, if the catalogue has it (``error.…``, found by its English text)."""
     key = _errors().get(text)
     return text if key is None else translate(language, key)
 

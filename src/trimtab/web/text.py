@@ -1,24 +1,23 @@
-r"""Text from models and people made safe to look at, and shown as it was written.
+r"""Makes text from models and people safe to display, and shows it as it was written.
 
-What a model wrote may be an attack on its reader. So everything is escaped first, a small part
-of Markdown is rendered, and nothing in it can load, run or lead anywhere: images and raw HTML are
-shown as text, links show where they would lead and are no links. Characters that cannot be seen but
-change what is seen (control characters, direction overrides) are shown by name.
+A model's text may be an attack on its reader. Therefore everything is escaped, only a small part of Markdown is
+rendered, and nothing can load, run or lead anywhere. Images and raw HTML are shown as text. Links show their target as
+text and cannot be clicked. Invisible characters that change what is seen (control characters, direction overrides) are
+shown by name.
 
-People judge what they read, so rendering must not change what a text says. Where this departs from
-CommonMark:
+People judge what they read, so rendering must not change what a text says. Departures from CommonMark:
 
 - A line break is a line break, and runs of spaces keep their width (poems, addresses, tables of blanks).
 - ``*`` and ``**`` between letters or digits are asterisks: ``2*3*4``, ``x**2``. So are the underscores of ``__init__``.
 - A backslash is shown (``\(x\)``, ``C:\.git``); what follows it is no markup. Entities are shown as typed.
 - Numbered items keep their own numbers and their parenthesis.
-- A line of ``---`` or ``===`` under a text is no heading; ``<http://…>`` keeps its brackets.
+- A line of ``---`` or ``===`` under a text makes no heading; ``<http://…>`` keeps its brackets.
 - A fence names its language.
-- A table with a row that has more cells than its head is no table: its last cells would not be shown.
+- A table with a row that has more cells than its head is not rendered, because its last cells would not be shown.
 
-A text of which something would be missing all the same (quotes within twenty quotes), or that would take long to render
-(hundreds of brackets in a paragraph), is shown plain. Each paragraph, and each line of it, has its own direction. Code
-runs from left to right.
+A text is shown plain if something of it would still be missing (quotes within twenty quotes), or if rendering would
+take long (hundreds of brackets in a paragraph). Each paragraph, and each line of it, has its own direction. Code runs
+from left to right.
 """
 
 import html
@@ -39,10 +38,10 @@ from markupsafe import Markup, escape
 from trimtab.text import visible
 
 LONGEST = 50_000
-"""Characters. With a longer text among them, all texts of an item are shown plain: rendering takes seconds."""
+"""Characters. If one text is longer, all texts of an item are shown plain, because rendering takes seconds."""
 
 MOST_BRACKETS = 500
-"""In a paragraph; the parser's time grows with their square."""
+"""Most opening brackets in a paragraph; the parser's time grows with their square."""
 
 # Markdown -------------------------------------------------------------------------------------
 
@@ -51,19 +50,19 @@ _SPACELESS = re.compile(
     "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Japanese, Chinese
     "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]"  # Korean
 )
-"""Letters of scripts in which a marked word stands between others without spaces."""
+"""Letters of scripts that do not put spaces around a marked word."""
 _DUNDER = re.compile(r"__[a-z0-9]+(?:_[a-z0-9]+)*__(?!\w)")
 _CODE = re.compile(r"`[^`]*`")
 _NBSP = "\u00a0"
 
 
 def _joins(character: str, brackets: str) -> bool:
-    """Does this character belong to the same word or formula as a marker that touches it?"""
+    """True if this character belongs to the same word or formula as a marker next to it."""
     return character in brackets or (character.isalnum() and not _SPACELESS.match(character))
 
 
 def _emphasis(state: StateInline, silent: bool) -> bool:
-    """The markers ``*`` and ``_``; the parser's own rule, save that a marker inside a word or formula is text."""
+    """The markers ``*`` and ``_``: the parser's own rule, except that a marker inside a word or formula is text."""
     start, marker = state.pos, state.src[state.pos]
     if silent or marker not in "*_":
         return False
@@ -103,7 +102,7 @@ def _backslash(state: StateInline, silent: bool) -> bool:
 
 
 def _newline(state: StateInline, silent: bool) -> bool:
-    """A line break; spaces at the start of the next line stay."""
+    """A line break; spaces at the start of the next line are kept."""
     if state.src[state.pos] != "\n":
         return False
     if not silent:
@@ -119,7 +118,7 @@ def _newline(state: StateInline, silent: bool) -> bool:
 
 
 def _table(state: Any, start: int, end: int, silent: bool) -> bool:
-    """A table, if every cell of its rows is one of a column."""
+    """A table, if no row has more cells than there are columns."""
     tokens, parent = len(state.tokens), state.parentType
     if not table(state, start, end, silent):
         return False
@@ -134,7 +133,7 @@ def _table(state: Any, start: int, end: int, silent: bool) -> bool:
 
 
 def _direction(text: str) -> str:
-    """``rtl`` or ``ltr``, by the first letter outside code that has one; ``auto`` where none has."""
+    """``rtl`` or ``ltr``, by the first letter outside code that has a direction; ``auto`` if none has."""
     for character in _CODE.sub("", text):
         kind = unicodedata.bidirectional(character)
         if kind in ("L", "R", "AL"):
@@ -143,7 +142,7 @@ def _direction(text: str) -> str:
 
 
 def _indents(state: Any) -> None:
-    """Keep the spaces before the first line of a paragraph, which the parser takes away."""
+    """Keep the spaces before the first line of a paragraph, which the parser would remove."""
     lines = state.src.split("\n")
     for opening, inline in pairwise(state.tokens):
         if opening.type == "paragraph_open" and opening.level == 0:
@@ -152,7 +151,7 @@ def _indents(state: Any) -> None:
 
 
 def _directions(state: Any) -> None:
-    """Give each block its own direction; a list item's bullet stands on the side where its text starts."""
+    """Give each block its own direction; a list item's bullet is on the side where its text starts."""
     lines = state.src.split("\n")
     for token in state.tokens:
         if token.type in ("paragraph_open", "heading_open", "th_open", "td_open"):
@@ -195,7 +194,7 @@ def _text(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 
 def _spaces(text: str) -> str:
-    """Spaces that a browser would run together, kept."""
+    """The text with no-break spaces where a browser would collapse spaces."""
     return text.replace("\t", "    ").replace("  ", f"{_NBSP} ").replace("  ", f" {_NBSP}")
 
 
@@ -205,7 +204,7 @@ def _link_open(self: Any, tokens: Any, index: int, options: Any, env: Any) -> st
 
 def _link_close(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     depth = 0
-    for token in reversed(tokens[:index]):  # the opening token that belongs to this one
+    for token in reversed(tokens[:index]):  # find the opening token of this one
         if token.type == "link_close":
             depth += 1
         elif token.type == "link_open":
@@ -244,7 +243,7 @@ _NUMBERED = re.compile(r'<li\b[^>]*\bvalue="(\d+)"[^>]*>')
 
 @lru_cache(maxsize=512)
 def _rendered(text: str) -> Markup | None:
-    """A text as safe HTML; None: a letter or digit of it would be missing, or it takes long."""
+    """A text as safe HTML; None: a letter or digit would be missing, or rendering takes long."""
     source = visible(text)
     if any(part.count("[") > MOST_BRACKETS for part in source.split("\n\n")):
         return None
@@ -258,7 +257,7 @@ def _letters(text: str) -> str:
 
 
 def render(text: str) -> Markup:
-    """A text as safe HTML; see the module for what is rendered and what is shown as it is."""
+    """A text as safe HTML; see the module for what is rendered."""
     shown = _rendered(text)
     return plain(text) if shown is None else shown
 
@@ -269,6 +268,6 @@ def plain(text: str) -> Markup:
 
 
 def render_all(texts: Sequence[str]) -> list[Markup]:
-    """Texts that are read beside each other: all rendered, or all plain where one is too long or has to be plain."""
+    """Texts that are read side by side: all rendered, or all plain if one is too long or must be plain."""
     alike = all(len(text) <= LONGEST for text in texts) and all(_rendered(text) is not None for text in texts)
     return [render(text) if alike else plain(text) for text in texts]

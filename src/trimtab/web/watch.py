@@ -1,9 +1,9 @@
 """The page of ``trimtab watch``: the curves of one to four runs while they train, and the answers behind each step.
 
-The server only reads. It answers to this machine's own names; a random token in the link becomes a cookie, without
-which every page but the hint to use the link is refused. The page is told of changes by server-sent events and then
-fetches the rows it does not have. What models wrote is sent as text, with invisible characters named, and put on the
-page as text, never as markup.
+The server only reads. It answers only to this machine's own names. A random token in the link becomes a cookie;
+requests without the cookie get only a hint to use the link. Server-sent events tell the page about changes, and the
+page fetches the rows that it does not have. Text of models is sent as text with invisible characters named, and
+inserted into the page as text, never as markup.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ HERE = Path(__file__).parent
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 LARGEST = 4
-"""Runs that one page shows."""
+"""Most runs on one page."""
 
 POLL = 0.4
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 
 QUIET = 15.0
-"""Seconds without news after which a comment is sent, so that a dead connection is noticed."""
+"""Seconds without changes after which a comment is sent, so that a dead connection is noticed."""
 
 
 def create_watch_app(
@@ -44,8 +44,8 @@ def create_watch_app(
     """The ASGI application.
 
     Args:
-        runs: what to show, one to four.
-        token: what the link must have.
+        runs: one to four runs to show.
+        token: the token that the link must contain.
         notify: called once with each alarm that is raised while the application runs (webhook); None: off.
 
     Raises:
@@ -55,7 +55,7 @@ def create_watch_app(
         raise ConfigError(f"watch shows one to {LARGEST} runs, got {len(runs)}")
     app = FastAPI(title="trimtab watch", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.runs, app.state.token = runs, token
-    app.state.cookie = f"trimtab_watch_{secrets.token_hex(4)}"  # browsers do not tell the ports of one host apart
+    app.state.cookie = f"trimtab_watch_{secrets.token_hex(4)}"  # browsers share cookies among the ports of a host
     app.state.known = [len(run.alarms()) for run in runs]
     app.state.notify = notify
     app.add_middleware(Guard, hosts=LOCAL)
@@ -91,7 +91,7 @@ async def _error(_: Request, error: Exception) -> Response:
 
 
 def _page(request: Request, token: str | None = None) -> Response:
-    """The page; the link with the token gives the cookie first."""
+    """The page; the link with the token sets the cookie first."""
     state = request.app.state
     if token is not None and _equal(token, state.token):
         answer = RedirectResponse("/", status_code=303)
@@ -139,7 +139,7 @@ def _series(
     start: int = Query(0, ge=0),
     generation: int | None = None,
 ) -> Response:
-    """Columns of a stage's metrics from row ``start`` on, and what each column means."""
+    """Columns of a stage's metrics from row ``start`` on, and the meaning of each column."""
     _check_name(stage)
     series = _run(request, run).series(
         stage, [key for key in keys.split(",") if key], start=start, generation=generation
@@ -228,7 +228,7 @@ async def _news(request: Request) -> AsyncIterator[str]:
 
 
 def _changed(runs: Sequence[WatchedRun], seen: dict[int, Any]) -> list[int]:
-    """The numbers of the runs whose stamp is another than in ``seen``, which is brought up to date."""
+    """The numbers of the runs whose stamp differs from ``seen``, which is updated."""
     stamps = {number: run.stamp() for number, run in enumerate(runs)}
     changed = [number for number, stamp in stamps.items() if seen.get(number) != stamp]
     seen.update(stamps)
@@ -236,7 +236,7 @@ def _changed(runs: Sequence[WatchedRun], seen: dict[int, Any]) -> list[int]:
 
 
 def send_new_alarms(app: FastAPI) -> None:
-    """Give alarms that were raised since the last call to ``notify``."""
+    """Pass alarms raised since the last call of this function to ``notify``."""
     if app.state.notify is None:
         return
     for number, run in enumerate(app.state.runs):

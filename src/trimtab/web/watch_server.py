@@ -19,10 +19,10 @@ def serve_watch(runs: Sequence[WatchedRun], *, port: int, webhook: str | None, s
     """Serve until Ctrl-C; prints one link with the access token.
 
     Args:
-        runs: what to show.
-        port: on 127.0.0.1; 0 takes a free one.
-        webhook: URL told about each new alarm; None: off.
-        say: where the link goes.
+        runs: the runs to show.
+        port: port on 127.0.0.1; 0: any free one.
+        webhook: URL to notify of each new alarm; None: off.
+        say: called with the line that contains the link.
 
     Raises:
         ConfigError: more than four runs, or ``webhook`` is not an http(s) URL or has no secret.
@@ -53,11 +53,11 @@ def serve_watch(runs: Sequence[WatchedRun], *, port: int, webhook: str | None, s
         log_level="warning",
         access_log=False,  # the link is a secret
         server_header=False,
-        timeout_graceful_shutdown=1,  # pages hold a connection for news
+        timeout_graceful_shutdown=1,  # pages keep a connection open for events
     )
     try:
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has shut down in order and raises it again
+    except KeyboardInterrupt:  # uvicorn raises it again after an orderly shutdown
         pass
     finally:
         stopping.set()

@@ -1,9 +1,9 @@
-"""Tells one URL, named on the command line, about each stored judgement. Off by default.
+"""Notifies one URL, named on the command line, of each stored judgement or each alarm. Off by default.
 
-The URL cannot be set from the web or the API, so nobody who only has those can make this server
-fetch anything. The message has ids only, no texts. It is signed with HMAC-SHA256 over the body, with
-``TRIMTAB_WEBHOOK_SECRET`` as the key, in ``X-Trimtab-Signature``. After three failed attempts a message is
-dropped; ``GET /api/v1/judgements`` still has everything.
+The URL cannot be set from the web or the API, so users of these cannot make this server fetch anything. Messages about
+judgements contain only ids, no texts. The header ``X-Trimtab-Signature`` has the HMAC-SHA256 of the body, with
+``TRIMTAB_WEBHOOK_SECRET`` as the key. After three failed attempts a message is dropped; ``GET /api/v1/judgements``
+still returns all judgements.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ _RETRIES = http.Retries(attempts=3, backoff=0.0)
 
 
 class Webhook:
-    """Sends messages from a thread of its own.
+    """Sends messages from a separate thread.
 
     Args:
-        url: where to.
-        secret: for the signature.
-        timeout: seconds for one try.
+        url: the URL to send to.
+        secret: key of the signature.
+        timeout: seconds for one attempt.
     """
 
     def __init__(self, url: str, secret: str, *, timeout: float = 5.0) -> None:
@@ -39,7 +39,7 @@ class Webhook:
         self._thread.start()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Queue a message; never waits. With a thousand waiting, it is dropped and counted."""
+        """Queue a message without waiting. If a thousand messages wait already, it is dropped and counted."""
         try:
             self._waiting.put_nowait(message)
         except queue.Full:
@@ -47,7 +47,7 @@ class Webhook:
             _log.warning("webhook: %d messages dropped, %s is too slow", self.dropped, self.url)
 
     def close(self) -> None:
-        """Deliver what waits, for at most one timeout, and stop."""
+        """Deliver waiting messages for at most one timeout, then stop."""
         try:
             self._waiting.put_nowait(None)
         except queue.Full:
@@ -64,6 +64,6 @@ class Webhook:
                     self.url, body, headers=headers, timeout=self._timeout, retries=_RETRIES,
                     retry_status=lambda _: True, use_proxies=False,
                 )  # fmt: skip
-            except Exception:  # whatever the other side sends, the next message is tried
+            except Exception:  # whatever fails, the next message is sent
                 self.dropped += 1
                 _log.warning("webhook: %s did not take a message (%d dropped so far)", self.url, self.dropped)

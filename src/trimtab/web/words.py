@@ -1,4 +1,4 @@
-"""Judgements in words, with the answers named by their letters on the reader's screen."""
+"""Judgements in words; answers are named by their letters on the reader's screen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -14,9 +14,9 @@ def in_words(task: Task, submission: Submission, order: Sequence[int], t: Transl
     """A submission in words: ``A much better``, ``B > A = C``, ``Flagged: broken``.
 
     Args:
-        task: what it is about.
-        submission: what was said.
-        order: ``order[p]`` is the answer at the reader's position p.
+        task: the task of the submission.
+        submission: the submission.
+        order: ``order[p]`` is the index of the answer at position p of the reader's screen.
         t: translates a key of the catalogue.
     """
     if submission.verdict != "judged":
@@ -63,7 +63,7 @@ def left_out_words(reasons: Mapping[str, int], t: Translate) -> str:
 
 
 def expected(task: Task, check: Check, order: Sequence[int], t: Translate) -> str:
-    """The right answer of a check item."""
+    """The expected answer of a check item, in words."""
     if task.kind == "thumbs":
         return t("task.good" if check.good else "task.bad")
     if task.kind == "steps":
@@ -98,7 +98,7 @@ def _answer(answer: Answer, shown: Sequence[int], order: Sequence[int], t: Trans
 
 
 def _level(strength: float | None) -> str:
-    """The words for a strength; whatever the number of levels, the strongest is 1."""
+    """Catalogue key for a strength; the strongest level is 1, whatever the number of levels."""
     if strength is None:
         return "pair.better"
     levels = ((0.26, "pair.barely"), (0.51, "pair.slightly"), (0.99, "pair.better"))

@@ -1,4 +1,4 @@
-"""Judging: instructions, the task page, submitting, taking back, history, guidelines."""
+"""Pages for judging: instructions, the task, submitting, taking back, history, guidelines."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ router = APIRouter()
 Anybody = Annotated[Person, Depends(signed_in())]
 _GIVEN = {"verdict", "answers", "good", "first_wrong"}
 _ALONE = {"criterion": "", "position": None, "group": ""}
-"""The only row of a form."""
+"""Fields of a row that is the only one of its form."""
 _REST = 60.0
-"""Seconds for which the count of remaining items is kept: with many items it takes a while."""
+"""Seconds for which the count of remaining items is cached, because counting many items takes a while."""
 
 
 class Undo(BaseModel):
@@ -42,7 +42,7 @@ class Undo(BaseModel):
 
 
 class Next(BaseModel):
-    """What to look at next."""
+    """The next task."""
 
     item: str | None
     """Id of the task; None: there is none."""
@@ -55,21 +55,21 @@ class Next(BaseModel):
     stored: str | None = None
     """``stored`` or ``late``, after a submission."""
     version: int | None = None
-    """Of the judgement just stored."""
+    """Version of the judgement just stored."""
     judged: int
-    """How many items this person has judged."""
+    """Number of items that this person has judged."""
     total: int
-    """That and how many more there are for this person, as of about a minute ago."""
+    """``judged`` plus the items left for this person, up to about a minute old."""
     last: int | None = None
-    """Version of this person's last judgement; name it to take it back."""
+    """Version of this person's last judgement; send it to take the judgement back."""
     as_of: int
-    """Grows with every change: of two replies the one with the lower number is the older."""
+    """Grows with every change: of two replies, the one with the lower number is older."""
     feedback: str | None = None
-    """After a training item: the right answer and why, as HTML."""
+    """After a training item: the right answer and the explanation, as HTML."""
 
 
 class Rules(BaseModel):
-    """The guidelines as they stand beside the task."""
+    """The guidelines as shown next to the task."""
 
     name: str | None
     """Version; None: there are none."""
@@ -79,7 +79,7 @@ class Rules(BaseModel):
 
 @router.get("/work", include_in_schema=False)
 def work_page(request: Request, person: Anybody, change: Number | None = None) -> Response:
-    """The task page; ``change`` opens one's earlier judgement. Before the first item come the instructions."""
+    """The task page; ``change`` opens one's earlier judgement. Before the first item, the instructions are shown."""
     store = request.app.state.store
     own, guideline = own_work(store.database, person.id), store.guideline()
     if person.role == "annotator" and change is None and not own.judged:
@@ -111,7 +111,7 @@ def begin(request: Request, person: Anybody) -> Response:
 
 @router.get("/work/next", responses={401: {}, 403: {}})
 def next_task(request: Request, person: Anybody, item: str | None = None) -> Next:
-    """The task in front of the person signed in; or one's stored judgement of ``item``, if there is one."""
+    """The current task of the signed-in person, or their stored judgement of ``item`` if there is one."""
     store = request.app.state.store
     known = None if item is None or "\x00" in item else version_of(store.database, person.id, item)
     return _next(request, person, store.next(person.id) if known is None else store.reopen(person.id, known))
@@ -127,7 +127,7 @@ def rules(request: Request, person: Anybody) -> Rules:
 
 @router.post("/work/submit", responses={401: {}, 403: {}, 409: {}, 503: {}})
 def submit(request: Request, person: Anybody, form: Form) -> Next:
-    """Store a filled-in form and give the next task. Sending the same form again changes nothing."""
+    """Store a filled-in form and return the next task. Sending the same form again changes nothing."""
     receipt, assignment = request.app.state.store.submit(person.id, form)
     if receipt.new and receipt.state == "stored":
         request.app.state.notify({"event": "judgement", "item": form.item, "submission": receipt.submission})
@@ -136,7 +136,7 @@ def submit(request: Request, person: Anybody, form: Form) -> Next:
 
 @router.post("/work/undo", responses={401: {}, 403: {}, 409: {}, 503: {}})
 def undo(request: Request, person: Anybody, what: Undo) -> Next:
-    """Take back one's last judgement; it comes back as a draft."""
+    """Take back one's last judgement; it becomes a draft."""
     return _next(request, person, request.app.state.store.undo(person.id, what.version))
 
 
@@ -152,7 +152,7 @@ def history(request: Request, person: Anybody, before: Number | None = None) -> 
 
 @router.get("/guidelines", include_in_schema=False)
 def guidelines(request: Request, person: Anybody, version: Number | None = None) -> Response:
-    """The guidelines, the newest unless an older version is asked for."""
+    """The guidelines; the newest unless an older version is requested."""
     store = request.app.state.store
     return page(request, "guidelines.html", person, guideline=store.guideline(version), names=store.guideline_names())
 
@@ -181,7 +181,7 @@ def _next(
 
 
 def _total(request: Request, person: Person, judged: int) -> int:
-    """How many items there are for this person, judged ones included; counted anew once a minute."""
+    """Number of items for this person, including judged ones; recounted once a minute."""
     cache, key = request.app.state.cache, ("total", person.id)
     until, total = cache.get(key, (0.0, 0))
     if time.monotonic() >= until or judged > total:
@@ -191,7 +191,7 @@ def _total(request: Request, person: Person, judged: int) -> int:
 
 
 def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) -> str | None:
-    """What a training item's right answer is; None for other items and where nothing was judged."""
+    """The right answer of a training item as HTML; None for other items and if nothing was judged."""
     store = request.app.state.store
     task = store.task(form.item)
     if task.check is None or task.check.role != "training" or form.verdict != "judged" or receipt.state != "stored":
@@ -218,7 +218,7 @@ def task_html(
     adjudication: bool = False,
     causes: Sequence[str] = (),
 ) -> str:
-    """The task as a part of the page; or why there is none. With ``causes`` it asks why people disagree."""
+    """The task as a part of the page, or why there is none. With ``causes``, the form asks why people disagree."""
     language = language_of(request, person)
     if isinstance(assignment, str):
         return fragment(request, "_nothing.html", language, state=assignment)
@@ -241,7 +241,7 @@ def task_html(
 
 
 def shown_texts(task: Task, order: Sequence[int]) -> dict[str, Any]:
-    """The question and the answers in this order as ``_texts.html`` takes them."""
+    """The prompt and the answers in this order, as values for ``_texts.html``."""
     answers = [task.completions[i].text for i in order]
     messages = task.prompt.messages
     rendered = render_all([*(m.content for m in messages), *answers])
@@ -285,7 +285,7 @@ def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -
 
 
 def _of_answer(position: int, label: str) -> dict[str, Any]:
-    """A row about one answer; the question stands once, over the first of them."""
+    """Fields of a row about one answer; only the first answer's row has the question as heading."""
     return {"position": position, "label": f"{label} – {LETTERS[position]}", "group": "" if position else label}
 
 
