@@ -36,11 +36,11 @@ ROUTING = "routing.json"
 """The report of hybrid labelling, in the folder of its labels."""
 
 People = Callable[[Sequence[Comparison], int], Mapping[str, Judgement]]
-"""Asks the n-th person about items, as :func:`~trimtab.feedback.label_hybrid` does."""
+"""Asks the n-th person about items, for :func:`~trimtab.feedback.label_hybrid`."""
 
 
 def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
-    """Judge the sampled answers; with ``hybrid``, send items of which the judge is not sure to people."""
+    """Judge the sampled answers; with ``hybrid``, send items to people if the judge is unsure."""
     config, folder = context.config.label, context.folder("label")
     assert config is not None
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
@@ -106,7 +106,7 @@ def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: 
     """Route the labels in a folder made by ``trimtab judge``; writes them and returns the report.
 
     Raises:
-        DataError: a file of judgements is missing or of no use, or no label would be left; nothing is written.
+        DataError: a file of judgements is missing or unusable, or no label would be left; nothing is written.
     """
     items = read_records(folder / "comparisons.jsonl", Comparison)
     pairs = [i for i in items if len(i.completions) == 2]
@@ -153,7 +153,7 @@ def read_routing(folder: Path) -> RoutingReport:
 def compare_with_people(context: Context, people: Sequence[Judgement]) -> dict[str, AgainstPeople]:
     """Compare the judges and the principles with people's judgements so far, and rewrite both reports.
 
-    The reports describe the labels and are no part of them, so they are not among the stage's outputs.
+    The reports describe the labels and are not part of them, so they are not among the stage's outputs.
     """
     folder = context.folder("label") / "judge"
     write_principles(folder, load_constitution(context.data_path(context.config.constitution)), people)
@@ -168,7 +168,7 @@ def people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgeme
     if source is None or source == "simulated":
         return []
     if source == "app":
-        from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+        from trimtab.pipeline.people import AppPeople  # imports the database, which is needed only here
 
         with AppPeople(context, config.human) as app:
             given, _ = app.judgements(items)
@@ -187,13 +187,13 @@ def _by_app(
     items: Sequence[Comparison],
     route: Callable[[Sequence[Comparison], People, Sequence[Judgement], Set[str]], Hybrid],
 ) -> Hybrid:
-    """Route, let people in the annotation app judge what waits for them, and route again, until nothing waits.
+    """Route items, let people in the annotation app judge the queued ones, and route again, until none is queued.
 
     Raises:
-        Interrupted: people are not done; it says where they judge.
-        DataError: the project counts items as done, but has no judgement that can be used.
+        Interrupted: people are not done; the message says where they judge.
+        DataError: the project counts items as done, but has no usable judgement.
     """
-    from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+    from trimtab.pipeline.people import AppPeople  # imports the database, which is needed only here
 
     assert context.config.label is not None
     with AppPeople(context, context.config.label.human) as app:
@@ -221,13 +221,13 @@ def _by_app(
 
 
 def read_people(paths: Sequence[Path]) -> tuple[list[Judgement], list[str]]:
-    """Judgements from files, and a line for each missing file: no one can judge before the queue exists."""
+    """Judgements from files, and a line for each missing file, because nobody can judge before the queue exists."""
     missing = [f"{path}: there is no such file yet, so there are no judgements" for path in paths if not path.exists()]
     return [j for path in paths if path.exists() for j in read_records(path, Judgement)], missing
 
 
 def people_named(paths: Sequence[Path], items: Sequence[Comparison]) -> list[Judgement]:
-    """Judgements from files that a user names; each must be there, and have judgements of these items or none at all.
+    """Judgements from files that a user names; each must exist, and be empty or have judgements of these items.
 
     Raises:
         DataError: a file is missing or damaged, or people judged none of these items in it.
@@ -248,10 +248,10 @@ def people_named(paths: Sequence[Path], items: Sequence[Comparison]) -> list[Jud
 
 
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
-    """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the rest.
+    """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the others.
 
     If someone judged an item twice, an adjudication counts, otherwise the first ranking
-    (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files is one.
+    (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files counts once.
     """
     names = {item.id for item in items}
     counted: dict[tuple[str, str], Judgement] = {}
@@ -277,7 +277,7 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
 
 
 def _named(ids: Sequence[str], most: int = 5) -> str:
-    """The first few of some ids, each once, and how many more there are."""
+    """The first few different ids, and the number of further ones."""
     different = list(dict.fromkeys(ids))
     more = f" and {len(different) - most} more" if len(different) > most else ""
     return ", ".join(map(repr, different[:most])) + more
@@ -289,7 +289,7 @@ def _order(judgement: Judgement) -> tuple[bool, bool]:
 
 
 def flagged(people: Sequence[Judgement], ui: Ui) -> set[str]:
-    """Items that were flagged and not ranked, which a file of judgements retires this way; prints their number."""
+    """Items that were flagged and not ranked, which retires them in a file of judgements; prints their number."""
     gone = {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
     if gone:
         ui.say(f"{len(gone)} items were flagged and not ranked; left out")
@@ -297,13 +297,13 @@ def flagged(people: Sequence[Judgement], ui: Ui) -> set[str]:
 
 
 class SimulatedPeople:
-    """Simulated annotators as people: each person asked about an item is a different one."""
+    """Simulated annotators as people; each question about an item goes to a different annotator."""
 
     def __init__(self, utility: Utility, config: SimulationConfig, seed: int) -> None:
         self.utility, self.config, self.seed = utility, config, seed
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
-        """All answer at once; a skipped item goes to another annotator, up to ten, and then stays queued."""
+        """Answer all items at once; a skipped item goes to up to ten other annotators, then stays queued."""
         judgements: dict[str, Judgement] = {}
         for again in range(10):
             seed = (self.config.seed + self.seed + number * 7919 + again * 104729) % (1 << 31)
@@ -325,6 +325,6 @@ class FilePeople:
             self.by_item.setdefault(judgement.item, []).append(judgement)
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
-        """The judgements that are there."""
+        """The available judgements."""
         available = {i.id: self.by_item.get(i.id, []) for i in items}
         return {item: judgements[number] for item, judgements in available.items() if len(judgements) > number}

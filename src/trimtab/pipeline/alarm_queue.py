@@ -1,4 +1,4 @@
-"""The answers behind an alarm, for people: each beside another answer to its prompt, in an annotation project.
+"""Sends the answers of an alarm to people: each next to another answer to its prompt, in an annotation project.
 
 People see two answers without knowing which one raised the alarm. ``trimtab round RUN --votes PROJECT`` then learns
 from their judgements.
@@ -17,13 +17,13 @@ from trimtab.storage.labels import open_store
 def queue_samples(
     project: Path, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout], samples: Path
 ) -> str:
-    """Add an alarm's answers to a project; says how many, and what could not be added.
+    """Add an alarm's answers to a project; returns a sentence about how many were added and why others were not.
 
-    Each answer is compared with the one to the same prompt that has least of the probe: of the same step, or where the
-    step has none with another text, of the latest earlier step that asked the same.
+    Each answer is compared with the answer to the same prompt with the lowest value of the probe in the same step. If
+    the step has no answer with another text, one of the latest earlier step with this prompt is used.
 
     Args:
-        project: folder of the annotation project; made if missing.
+        project: folder of the annotation project; created if missing.
         alarm: names the answers.
         values: the probe's value of each answer of the step.
         rollouts: the answers of the step.
@@ -37,7 +37,7 @@ def queue_samples(
             alone += 1
             continue
         answers = [Completion(text=r.text, finish_reason=r.finish_reason) for r in (rollout, rival)]
-        answers.sort(key=lambda answer: answer.text)  # the place says nothing about the alarm
+        answers.sort(key=lambda answer: answer.text)  # so that the order does not reveal the alarm
         tasks.append(Task.of(rollout.prompt, answers, batch=f"alarm-{alarm.probe}-step-{alarm.step}"))
     project.mkdir(parents=True, exist_ok=True)
     with open_store(project) as store:
@@ -61,7 +61,7 @@ def _differs(a: Rollout, b: Rollout) -> bool:
 
 
 def _earlier(samples: Path) -> Iterator[Rollout]:
-    """Kept answers, those of the latest step first; a file that is being written or damaged is passed over."""
+    """Stored answers, latest step first; a file that is damaged or being written is skipped."""
     for path in sorted(samples.glob("step-*.jsonl"), reverse=True):
         try:
             yield from read_records(path, Rollout)

@@ -1,4 +1,4 @@
-"""Single votes for a reward model that learns what annotators do differently (``reward.annotators``)."""
+"""Single votes for a reward model that learns annotators' habits and tastes (``reward.annotators``)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,19 +16,19 @@ from trimtab.trainers import PairVote, Population, Ranking
 from trimtab.trainers.annotators import Habit
 
 TASTE = "taste"
-"""What ``reward.annotators`` calls the taste beside the habits."""
+"""Name of the taste in ``reward.annotators``, next to the habits."""
 
 
 def with_votes(
     context: Context, rankings: Sequence[Ranking], preferences: Sequence[Preference]
 ) -> tuple[list[Ranking], list[str]]:
-    """The rankings with the votes that each was made from, and the annotators by number.
+    """The rankings with the votes behind each, and the annotators' names in the order of their numbers.
 
-    All pairs of a ranking of K answers together are K − 1 votes. Where a taste is asked for, votes hold how the texts'
-    surface features differ.
+    All pairs of a ranking of K answers together count as K − 1 votes. If ``reward.annotators`` names the taste, votes
+    contain the differences of the texts' surface features.
 
     Raises:
-        DataError: the judgements are not there, as with ready-made preferences.
+        DataError: there are no judgements, as with ready-made preferences.
     """
     files = [run.stage("label") / "judgements.jsonl" for run in (*context.run.earlier(), context.run)]
     judgements = {j.id: j for file in files if file.is_file() for j in read_records(file, Judgement)}
@@ -66,13 +66,13 @@ def with_votes(
 
 
 def population(config: RewardStageConfig, rankings: Sequence[Ranking], *, annotators: int, seed: int) -> Any:
-    """What annotators are like by their votes alone, with free scores of the answers.
+    """Fit the annotators from their votes alone, with free scores of the answers.
 
     Returns:
         the :class:`~trimtab.trainers.Population` that training starts from, with the habits of ``config`` that lower
-        the log-loss of votes in cross-validation, and everything that was tried.
+        the log-loss of votes in cross-validation, and all trials.
     """
-    from trimtab.feedback.comparison_fit import HABITS, fit_comparisons  # with NumPy and SciPy
+    from trimtab.feedback.comparison_fit import HABITS, fit_comparisons  # imports NumPy and SciPy
     from trimtab.feedback.habit_selection import select_habits
 
     model = _likelihood(config)
@@ -101,7 +101,7 @@ def choose_taste(
     """
     if TASTE not in config.annotators:
         return None
-    from trimtab.feedback.taste import select_taste  # with NumPy and SciPy
+    from trimtab.feedback.taste import select_taste  # imports NumPy and SciPy
 
     voted = [r for r in rankings if r.votes]
     return select_taste(
@@ -115,7 +115,7 @@ def choose_taste(
 
 
 def with_taste(rankings: Sequence[Ranking], taste: Any) -> list[Ranking]:
-    """The rankings, each vote with what its annotator's :class:`~trimtab.feedback.taste.Taste` adds; None: nothing."""
+    """The rankings, each vote with its annotator's :class:`~trimtab.feedback.taste.Taste` added; None: unchanged."""
     if taste is None:
         return list(rankings)
     import numpy as np
@@ -143,7 +143,7 @@ def _judgement_numbers(rankings: Sequence[Ranking]) -> Any:
 
 
 def taste_facts(choice: Any) -> TasteFacts:
-    """What ``reward.json`` says of a :class:`~trimtab.feedback.taste.TasteChoice`: both log-losses and the decision."""
+    """The entry of ``reward.json`` about a :class:`~trimtab.feedback.taste.TasteChoice`: log-losses and decision."""
     return TasteFacts(
         annotators=choice.annotators,
         without=choice.without,
@@ -163,7 +163,7 @@ def heldout_log_loss(
     annotators: int,
     seed: int,
 ) -> HeldoutVotes:
-    """Log-loss of votes about held-out prompts by the trained rewards, with habits and tastes and without."""
+    """Log-loss of votes about held-out prompts by the trained rewards, with and without habits and tastes."""
     import numpy as np
 
     from trimtab.feedback.comparison_model import Parameters, vote_probabilities
@@ -186,7 +186,7 @@ def heldout_log_loss(
 
 
 def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool = True) -> Any:
-    """Votes as arrays; ``shared``: True: equal answers to a prompt are one; False: answers are counted through."""
+    """Votes as arrays; ``shared``: True: equal answers to a prompt are one answer; False: all answers are different."""
     import numpy as np
 
     from trimtab.feedback.comparison_model import Votes
@@ -223,7 +223,7 @@ def _likelihood(config: RewardStageConfig) -> Literal["davidson", "rao_kupper"]:
 
 
 def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ranking]) -> tuple[AnnotatorHabits, ...]:
-    """What each annotator does differently by the end of training."""
+    """Each annotator's habits at the end of training."""
     votes = [0.0] * len(names)
     for ranking in rankings:
         for vote in ranking.votes:
@@ -237,7 +237,7 @@ def habit_rows(learned: Population, names: Sequence[str], rankings: Sequence[Ran
 
 
 def annotator_lines(facts: AnnotatorFacts) -> list[str]:
-    """The fit of annotators in words."""
+    """Lines about the fit of annotators."""
     lines = [
         "log-loss of a vote that was not fitted: "
         + ", ".join(f"{' + '.join(t.habits) or 'annotators alike'} {t.log_loss:.4f}" for t in facts.trials)
@@ -255,7 +255,7 @@ def annotator_lines(facts: AnnotatorFacts) -> list[str]:
 
 
 def _taste_line(taste: TasteFacts) -> str:
-    """The decision on a taste with both numbers."""
+    """A line about the decision on a taste, with both log-losses."""
     if not taste.trials:
         return f"no taste: {taste.annotators} annotators have 50 votes, and at least two are needed"
     best = min(trial.log_loss for trial in taste.trials)

@@ -1,9 +1,9 @@
-"""Made-up preferences in which form decides and not content, so that a reward model learns not to pay for form.
+"""Adds altered copies of preferences, so that a reward model learns not to reward form instead of content.
 
-A copy of a preference keeps the prompt and the best answer and sets an edit of that answer beside it. Texts differ from
-those of :mod:`trimtab.evals.edits`, with which a reward model is tested. Source of the kinds: answers of other prompts
-and tied pairs, Liu et al. 2024 (RRM, arXiv 2409.13156); tied pairs that differ in form only, Srivastava et al. 2025
-(Crome, arXiv 2506.16507).
+A copy of a preference has the prompt, the best answer and an edit of that answer. The inserted texts differ from those
+of :mod:`trimtab.evals.edits`, which test a reward model. Source of the kinds: answers of other prompts and tied pairs,
+Liu et al. 2024 (RRM, arXiv 2409.13156); tied pairs that differ in form only, Srivastava et al. 2025 (Crome, arXiv
+2506.16507).
 """
 
 import random
@@ -82,22 +82,22 @@ class AugmentConfig(Config):
 
 
 def praise(text: str, draw: random.Random) -> str:
-    """A sentence of praise before the answer."""
+    """Add a sentence of praise before the answer."""
     return f"{draw.choice(PRAISE)} {text}"
 
 
 def fill(text: str, draw: random.Random) -> str:
-    """Two sentences without content after the answer."""
+    """Add two sentences without content after the answer."""
     return f"{text} {' '.join(draw.sample(FILLER, 2))}"
 
 
 def twice(text: str, draw: random.Random) -> str:
-    """The whole answer once more."""
+    """Repeat the whole answer."""
     return f"{text} {text}"
 
 
 def restyle(text: str, draw: random.Random) -> str:
-    """Contractions written out; where there are none, each sentence on a line of its own."""
+    """Write out contractions; if there are none, put each sentence on its own line."""
 
     def written_out(match: re.Match[str]) -> str:
         full = CONTRACTIONS[match[0].lower()]
@@ -122,15 +122,14 @@ def augmented(
     """Copies of a share of the preferences.
 
     Args:
-        preferences: to train on.
-        config: how many of each kind.
+        preferences: the training preferences.
+        config: share of each kind.
         ties: True: neutral edits are ties; False: soft labels of one half.
-        seed: which preferences, and which sentences.
+        seed: seed of the choice of preferences and sentences.
 
     Returns:
-        the copies, which keep the ids of the judgements; the place of the preference that each was made from; and
-        counts: copies of each kind, and ``KIND not possible`` where an edit would change nothing or there is no other
-        prompt.
+        the copies, which keep the ids of the judgements; the index of each copy's preference; and counts: copies of
+        each kind, and ``KIND not possible`` for edits that would change nothing or need another prompt.
     """
     copies: list[Preference] = []
     origins: list[int] = []
@@ -170,7 +169,7 @@ def augmented(
 
 
 def _best(preference: Preference) -> Completion:
-    """The answer that is most likely the best."""
+    """The answer that is most likely best."""
     p = preference.probability
     place = preference.ranks.index(min(preference.ranks)) if p is None else int(p < 0.5)
     return preference.completions[place]

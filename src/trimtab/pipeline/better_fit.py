@@ -1,6 +1,6 @@
-"""Which other method or setting the data call for: what a recipe's judged answers are like, and hints for ``plan``.
+"""Hints for ``plan`` about methods or settings that suit a recipe's judged answers better.
 
-A hint names what the recipe's method loses or gets wrong on these data, and what to use instead. Nothing is changed.
+A hint says what the recipe's method loses or gets wrong on these data, and what to use instead. Nothing is changed.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ FEW = 100
 """Fewer preferences than this are few."""
 
 OFTEN_TIED = 0.1
-"""From this share of ties on they are worth a reward model that knows them."""
+"""From this share of ties on, a reward model with ties is recommended."""
 
 OFTEN_LONGER = 0.65
 """From this share of pairs with a longer better answer on, length explains much of the preference."""
@@ -32,14 +32,14 @@ OFTEN_LONGER = 0.65
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedData:
-    """What the judged answers of a recipe are like, as far as it is known before the run."""
+    """Facts about the judged answers of a recipe, as far as they are known before the run."""
 
     preferences: int = 0
-    """How many; 0: unknown."""
+    """Number of preferences; 0: unknown."""
     answers: int = 2
-    """Most answers in a preference."""
+    """Largest number of answers in a preference."""
     tied: int = 0
-    """Preferences whose answers all have one rank."""
+    """Preferences whose answers all have the same rank."""
     tied_above: int = 0
     """Preferences with a tie above the last place."""
     soft: int = 0
@@ -47,7 +47,7 @@ class JudgedData:
     pairs: int = 0
     """Strict pairs of answers."""
     longer: int = 0
-    """Of them, those whose better answer has more characters."""
+    """Strict pairs whose better answer has more characters."""
     liked: int = 0
     """Thumbs up."""
     disliked: int = 0
@@ -55,7 +55,7 @@ class JudgedData:
 
 
 def judged_data(sizing: Sizing) -> JudgedData:
-    """Read the recipe's preferences or thumbs; of answers that are yet to be sampled only the numbers are known."""
+    """Read the recipe's preferences or thumbs; of answers that are not sampled yet, only the numbers are known."""
     data = sizing.config.data
     ratings = sizing.records(data.ratings, Rating)
     if ratings:
@@ -96,7 +96,7 @@ def better_fit(config: RunConfig, data: JudgedData) -> list[str]:
 
     Args:
         config: the recipe.
-        data: what its judged answers are like.
+        data: facts about its judged answers.
     """
     lines, align = _for_the_reward_model(config, data), config.align
     if isinstance(align, KtoConfig):
@@ -130,7 +130,7 @@ def _for_kto(config: RunConfig, align: KtoConfig, data: JudgedData) -> list[str]
             "learns from who beat whom"
         ]
     up, down = align.weight_desirable * data.liked, align.weight_undesirable * data.disliked
-    if not up and not down:  # the file is not here to be counted
+    if not up and not down:  # the file is missing, so nothing can be counted
         return []
     if not (up and down):
         kind, also = ("up", "; sft imitates the liked answers (data.demonstrations)") if up else ("down", "")

@@ -6,7 +6,7 @@
       FILE-DIGEST.key.json            the model of each answer, with the texts, which the run may sample again
       FILE-DIGEST.judgements.jsonl    Judgement records, only ever added to
 
-The digest is of the models, their answers, the seed and the prompts chosen, so that a reading of other answers has
+The digest covers the models, their answers, the seed and the prompts chosen, so that a reading of other answers has
 another key and no reading is ever overwritten.
 """
 
@@ -29,7 +29,7 @@ from trimtab.records.types import content_id
 from trimtab.storage import RunFolder, read_json
 
 ORDER = ("base", "sft", "start", "best_of", "policy")
-"""Models from the earliest to the latest: a comparison counts the wins of the later one."""
+"""Models from the earliest to the latest; a comparison counts the wins of the later one."""
 
 ReaderKind = Literal["human", "ai"]
 
@@ -65,7 +65,7 @@ class BlindKey(Record):
     created_at: str
     """ISO 8601 in UTC."""
     items: tuple[BlindItem, ...]
-    """In the order of the file's rows."""
+    """The rows, in the order of the file."""
 
     def path(self, run: RunFolder, what: str) -> Path:
         """Path of one of the key's files in the run's folder."""
@@ -81,15 +81,16 @@ def make_key(
     """Draw the order of rows and answers.
 
     Args:
-        run: evaluated.
+        run: an evaluated run.
         config: its recipe.
-        name: of the reading.
-        models: two of base, sft (in later rounds start), best_of and policy; None: the first and the last one.
-        seed: of the order.
-        prompts: how many, drawn at random; None: all.
+        name: name of the reading.
+        models: two of base, sft (in later rounds start), best_of and policy; None: the first and the last one that
+            exist.
+        seed: seed of the order.
+        prompts: number of prompts, drawn at random; None: all.
 
     Raises:
-        ConfigError: models the run has no answers of, or one model twice.
+        ConfigError: the run has no answers of a model, or a model is named twice.
     """
     present = [m for m in ORDER if (run.stage("evaluate") / f"answers-{m}.jsonl").exists()]
     first, last = _pair(config, present, models)
@@ -148,8 +149,8 @@ def write_reading(run: RunFolder, key: BlindKey, path: Path) -> None:
     """Write the key into the run's folder and the rows to ``path``.
 
     Raises:
-        ConfigError: a suffix other than ``.csv`` and ``.jsonl``.
-        DataError: ``path`` exists and holds judgements, or something else.
+        ConfigError: the suffix is neither ``.csv`` nor ``.jsonl``.
+        DataError: ``path`` exists and contains judgements, or other data.
     """
     check_suffix(path)
     if path.exists():
@@ -192,15 +193,15 @@ class Readback:
     """The result of reading files back."""
 
     stored: int = 0
-    """Verdicts that are new."""
+    """Number of new verdicts."""
     repeated: int = 0
-    """Verdicts that were stored before, with the same content."""
+    """Number of verdicts that were stored before, with the same content."""
     empty: int = 0
-    """Rows without a verdict."""
+    """Number of rows without a verdict."""
     keys: dict[str, BlindKey] = field(default_factory=dict)
     """Readings that the verdicts belong to, by digest."""
     stale: tuple[BlindKey, ...] = ()
-    """Those of them whose answers were made again since."""
+    """Readings whose answers were sampled again since."""
 
 
 def load_keys(run: RunFolder) -> list[BlindKey]:
@@ -216,16 +217,16 @@ def load_judgements(run: RunFolder, key: BlindKey) -> list[Judgement]:
 
 
 def read_back(run: RunFolder, paths: Sequence[Path], *, reader: str | None, kind: ReaderKind) -> Readback:
-    """Check filled-in files and add their judgements to the run's; all of them or, where one row is wrong, none.
+    """Check filled-in files and add their judgements to the run's; if any row is wrong, none is added.
 
     Args:
-        run: whose answers were read.
+        run: the run whose answers were read.
         paths: files that were filled in, or folders of an annotation project.
-        reader: who read the rows that do not say it.
-        kind: ``human`` or ``ai``: who the readers of files are.
+        reader: reader of the rows that name none.
+        kind: ``human`` or ``ai``: the readers of files.
 
     Raises:
-        DataError: with every problem of every row.
+        DataError: a row is wrong; the message lists every problem of every row.
     """
     keys = load_keys(run)
     if not keys:
@@ -269,7 +270,7 @@ def read_back(run: RunFolder, paths: Sequence[Path], *, reader: str | None, kind
 
 
 def is_current(run: RunFolder, key: BlindKey) -> bool:
-    """True if the run's held-out answers are still those that were read."""
+    """True if the run's held-out answers are still the answers that were read."""
     try:
         return answers_digest(load_answers(run, model) for model in key.models) == key.answers
     except DataError:
@@ -281,7 +282,7 @@ def _slot(judgement: Judgement) -> tuple[str, str, str, str]:
 
 
 def _verdict(judgement: Judgement) -> Any:
-    """Ranks and scores in the order of the answers, the display order undone."""
+    """Ranks and scores in the order of the answers, not in that of the display."""
     assert judgement.ranks is not None
     by_answer = sorted(zip(judgement.shown_order, judgement.ranks, judgement.scores or judgement.ranks, strict=True))
     return [(rank, score) for _, rank, score in by_answer]
@@ -299,7 +300,7 @@ _Read = list[tuple[BlindKey, str, Judgement]]
 def _from_file(
     path: Path, places: _Places, reader: str | None, kind: ReaderKind, result: Readback, problems: list[str]
 ) -> _Read:
-    """The judgements of a file; what is wrong with its rows goes into ``problems``."""
+    """The judgements of a file; adds what is wrong with its rows to ``problems``."""
     try:
         rows = read_rows(path)
     except DataError as error:
@@ -348,7 +349,7 @@ def _from_file(
 def _judgements(
     key: BlindKey, item: BlindItem, preferred: str, sensible: Sequence[str], reader: str, kind: ReaderKind, comment: str
 ) -> list[Judgement]:
-    """One record for the preference and one for whether the answers are sensible."""
+    """One record for the preference, and one for whether the answers are sensible."""
 
     def record(criterion: str, ranks: tuple[int, ...], scores: tuple[float, ...] | None = None) -> Judgement:
         return Judgement(
@@ -373,7 +374,7 @@ def _judgements(
 def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
     """Add the answers to the run's project for blind reading; returns its folder, items added and left out.
 
-    Answers that are the same cannot be shown to people there and are left out.
+    Equal answers cannot be shown to people there and are left out.
     """
     from trimtab.records.annotation import Task
     from trimtab.storage.labels import open_store
@@ -422,15 +423,15 @@ class BlindResults:
     """Results of blind readings of the answers on the page."""
 
     rows: tuple[WinRow, ...] = ()
-    """Win rates, people first; the judge is named in words."""
+    """Win rates, people first; the judge is described in words."""
     readings: tuple[Reading, ...] = ()
     """Each reader's own result; models by their keys."""
     stale: tuple[str, ...] = ()
-    """Names of readings with judgements about answers that were made again since."""
+    """Names of readings with judgements about answers that were sampled again since."""
 
 
 def blind_results(run: RunFolder) -> BlindResults:
-    """Win rates by blind readers: each one's own, and together those of the same kind who read the same two models."""
+    """Win rates by blind readers: of each reader, and of all readers of a kind who read the same two models."""
     readings: list[Reading] = []
     stale: list[str] = []
     together: dict[tuple[ReaderKind, str, str], list[_Verdict]] = {}
@@ -504,17 +505,17 @@ def _numbers(verdicts: Sequence[_Verdict]) -> dict[str, Any]:
 
 
 def _judge(kind: ReaderKind, readers: Sequence[str]) -> str:
-    """Readers in words that follow "judged by"."""
+    """The readers in words, as the continuation of "judged by"."""
     names = list(dict.fromkeys(readers))
     one, many = ("a person", "people") if kind == "human" else ("a language model", "language models")
     return f"{names[0]}, {one} reading blind" if len(names) == 1 else f"{len(names)} {many} reading blind"
 
 
 def say_readback(result: Readback, run: RunFolder, say: Callable[[str], Any]) -> None:
-    """Say what was stored and what is missing, reading by reading.
+    """Report what was stored and what is missing, reading by reading.
 
     Raises:
-        DataError: all of it is about answers that were made again since; it is stored.
+        DataError: all judgements are about answers that were sampled again since; they are stored.
     """
     say(f"{result.stored} verdicts stored, {result.repeated} were there already, {result.empty} rows are empty")
     for key in result.keys.values():

@@ -1,4 +1,4 @@
-"""What a blind reader fills in: a CSV or JSON lines file, one row for each prompt, without the models' names.
+"""The file that a blind reader fills in: CSV or JSON lines, one row for each prompt, without the models' names.
 
 =============  =========================================================================================
 ``id``         of the row; which answer is whose stands in the run's folder only
@@ -25,16 +25,16 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.files import write_atomic
 
 COLUMNS = ("id", "prompt", "A", "B", "preferred", "sensible_A", "sensible_B", "comment", "reader")
-"""Of the file, in order."""
+"""Columns of the file, in order."""
 
 FILLED = ("preferred", "sensible_A", "sensible_B", "comment", "reader")
 """Columns that a reader fills in."""
 
 EMPTY = "(an empty answer)"
-"""Stands in the place of an answer without text."""
+"""Shown instead of an answer without text."""
 
 FORMULA = ("=", "+", "-", "@", "\t")
-"""A cell that begins so is a formula to a spreadsheet; an apostrophe is put before it."""
+"""Spreadsheets take a cell that begins like this for a formula, so an apostrophe is put before it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +42,9 @@ class Row:
     """One row as it was read back."""
 
     line: int
-    """Line of the file, counted from 1; for a row over several lines the last one."""
+    """Line of the file, counted from 1; for a row of several lines, the last one."""
     values: Mapping[str, str]
-    """By column, without surrounding white space; a column the file lacks is empty."""
+    """Values by column, without surrounding white space; empty for columns that the file lacks."""
 
     @property
     def filled(self) -> bool:
@@ -53,17 +53,17 @@ class Row:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse what is neither CSV nor JSON lines.
+    """Refuse files that are neither CSV nor JSON lines.
 
     Raises:
-        ConfigError: with the two suffixes that are expected.
+        ConfigError: the suffix is wrong; the message names the two allowed ones.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise ConfigError(f"{path}: a blind reading is a .csv file (for a spreadsheet) or a .jsonl file; rename it")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Write the rows for a reader; what a spreadsheet would take for a formula is written as text."""
+    """Write the rows for a reader; cells that a spreadsheet would take for a formula are written as text."""
     full = [{name: row.get(name, "") for name in COLUMNS} for row in rows]
     if path.suffix.lower() == ".jsonl":
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in full))
@@ -72,15 +72,15 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer = csv.DictWriter(text, list[str](COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: f"'{v}" if v.startswith(FORMULA) else v for k, v in row.items()} for row in full)
-    write_atomic(path, text.getvalue().encode("utf-8-sig"))  # the mark tells spreadsheets that it is UTF-8
+    write_atomic(path, text.getvalue().encode("utf-8-sig"))  # the byte order mark tells spreadsheets that it is UTF-8
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a file back; rows without any content are passed over.
+    """Read a file back; empty rows are skipped.
 
     Raises:
-        ConfigError: neither ``.csv`` nor ``.jsonl``.
-        DataError: unreadable, not UTF-8, or without the columns ``id`` and ``preferred``.
+        ConfigError: the suffix is neither ``.csv`` nor ``.jsonl``.
+        DataError: the file is unreadable, not UTF-8, or lacks the column ``id`` or ``preferred``.
     """
     check_suffix(path)
     try:
@@ -105,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def same_text(cell: str, answer: str) -> bool:
-    """True if a cell holds this answer; white space and what spreadsheets do to text do not count."""
+    """True if a cell contains this answer; white space and spreadsheets' changes to text do not count."""
     return _bare(cell) == _bare(answer or EMPTY)
 
 
