@@ -248,7 +248,7 @@ def people_named(paths: Sequence[Path], items: Sequence[Comparison]) -> list[Jud
 
 
 def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> tuple[list[Judgement], list[str]]:
-    """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the others.
+    """Judgements of these items by people (or simulated ones), at most one per person and item, and lines on the rest.
 
     If someone judged an item twice, an adjudication counts, otherwise the first ranking
     (:func:`~trimtab.feedback.usable_judgements`). The same judgement in two files counts once.
