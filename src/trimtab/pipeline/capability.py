@@ -1,8 +1,8 @@
-"""The capability check around SFT and alignment: what a model can do, measured before and after.
+"""The capability check of SFT and alignment: what a model can do, measured before and after.
 
-Questions are asked as a user would ask the recipe's model: through its chat template and with its system message. Only
-the neutral passages are read without a template. Nothing random is drawn, so training gives the same numbers with the
-check and without it. The model after one stage is the model before the next one and is measured once.
+Questions are asked as a user would ask the recipe's model: through its chat template, with its system message. Only the
+neutral passages are read without a template. The check uses no random numbers, so it does not change what training
+computes. The model after one stage is the model before the next one, and is measured once.
 """
 
 import math
@@ -34,23 +34,23 @@ FILE = "capability.json"
 """File in the folder of a training stage: results before and after it, item by item."""
 
 ANSWER = SamplerConfig(temperature=0.0, max_new_tokens=40)
-"""How open questions are answered."""
+"""Settings for answers to open questions."""
 
 TOKENS = 1024
-"""Padded tokens of a forward pass."""
+"""Padded tokens per forward pass."""
 
 DEMONSTRATIONS = 16
 """Number of held-out demonstrations that are measured."""
 
 BASE, SFT, POLICY = "the pretrained model", "the model after SFT", "the model after alignment"
 ROUND_BEFORE = "the policy of the round before"
-"""What the console calls the models."""
+"""Name of this model on the console."""
 
 T = TypeVar("T")
 
 
 def capability_set(config: RunConfig, where: Callable[[str], str]) -> CapabilitySet | None:
-    """The questions and texts of a recipe; None where it has no check. ``where`` looks up a data path.
+    """The questions and texts of a recipe; None if it has no check. ``where`` looks up a data path.
 
     Raises:
         DataError: see :func:`~trimtab.evals.load_capability`.
@@ -61,7 +61,7 @@ def capability_set(config: RunConfig, where: Callable[[str], str]) -> Capability
 
 
 def _checked_before(context: Context, stage: str) -> Path | None:
-    """Folder of the stage that measured, after training, the model that this one starts from; None: there is none."""
+    """Folder of the stage that already measured the model that this stage starts from; None: no stage did."""
     if stage != "align":
         return None
     if context.run.number > 1:
@@ -71,10 +71,10 @@ def _checked_before(context: Context, stage: str) -> Path | None:
 
 
 class CapabilityCheck:
-    """The check of one training stage: made before training, finished after it.
+    """The check of one training stage: create it before training, call :meth:`finish` after it.
 
     Args:
-        context: of the stage; with ``capability: null`` nothing is measured.
+        context: context of the stage; with ``capability: null`` nothing is measured.
         stage: ``sft`` or ``align``.
         start: the model before training.
     """
@@ -98,7 +98,7 @@ class CapabilityCheck:
             write_json(self._path, {"before": self._before.model_dump(), "after": None})
 
     def finish(self, role: Role) -> list[str]:
-        """Measure the trained model and say what changed; returns the stage's further output files."""
+        """Measure the trained model and print what changed; returns the check's output files."""
         if self._rows is None:
             return []
         after = self._measured(role)
@@ -136,10 +136,10 @@ class _Measuring:
     def __init__(self, role: Role) -> None:
         self.role, self.chat = role, role.backbone.chat
         self.reasons: dict[str, str] = {}
-        """By part: how many of its items were left out, and why."""
+        """By part: number of its items left out, and why."""
 
     def margins(self, choices: Sequence[tuple[str, str, str]]) -> dict[str, float]:
-        """Log p of the right answer − log p of the wrong one, in nats, by question."""
+        """Log p of the right answer − log p of the wrong answer, in nats, by question."""
         pairs = [(question, text) for question, right, wrong in choices for text in (right, wrong)]
         encoded = self._usable("margins", pairs, lambda pair: self.chat.answer(question_turns(pair[0]), pair[1]))
         sums = response_logprobs(self.role, [e for _, e in encoded])
@@ -167,7 +167,7 @@ class _Measuring:
         return self._finite("demonstrations", dict(zip([d.id for d, _ in encoded], self._losses(encoded), strict=True)))
 
     def answers(self, questions: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, OpenAnswer]:
-        """Greedy answers to open questions, each given with the keywords of its topic."""
+        """Greedy answers to open questions; each question comes with the keywords of its topic."""
         usable = [item for item, _ in self._usable("answers", questions, self._encode_question)]
         rollouts = LocalSampler(self.role.backbone, ANSWER).generate(
             [Prompt.from_text(question) for question, _ in usable], adapter=self.role.adapter, seed=0
@@ -184,7 +184,7 @@ class _Measuring:
         encode: Callable[[T], Encoded | None],
         missing: str = "the capability set has no rows for it",
     ) -> list[tuple[T, Encoded]]:
-        """The items that fit, each with its tokens; the others are counted."""
+        """The items that fit the context, each with its tokens; the others are counted."""
         if not items:
             self.reasons[part] = missing
         usable, reason = [], "they have fewer than two tokens"

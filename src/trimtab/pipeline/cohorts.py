@@ -11,7 +11,7 @@ Judged = tuple[list[Comparison], list[Judgement]]
 
 
 def blind_judgements(run: RunFolder) -> Judged:
-    """The blind readings of a run's answers as they are now."""
+    """The blind readings of a run's current answers."""
     items: dict[str, Comparison] = {}
     judgements: list[Judgement] = []
     for key in load_keys(run):
@@ -25,8 +25,8 @@ def run_population(run: RunFolder, names: Mapping[str, str]) -> Population | Non
     """Blind readings by cohort, for the page; None: no reader named a cohort.
 
     Args:
-        run: whose answers were read.
-        names: what the page calls each model.
+        run: the run whose answers were read.
+        names: the page's name for each model.
     """
     items, judgements = blind_judgements(run)
     if not any(j.cohort for j in judgements):

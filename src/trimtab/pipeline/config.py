@@ -136,7 +136,7 @@ class LabelConfig(Config):
 
     @property
     def by_ai(self) -> bool:
-        """True: AI judges give labels, alone or beside people."""
+        """True: AI judges give labels, alone or together with people."""
         return self.source in ("ai", "hybrid")
 
 
@@ -303,7 +303,7 @@ class RunConfig(Config):
 
     @property
     def people_of_hybrid(self) -> str:
-        """Who labels beside the AI: ``simulated``, ``app``, or a file."""
+        """Who labels in addition to the AI: ``simulated``, ``app``, or a file."""
         given = None if self.label is None else self.label.people
         return given or ("simulated" if self.gold else "app")
 
@@ -311,7 +311,7 @@ class RunConfig(Config):
     def _limit_a_reward_model(self) -> Self:
         """Clip a reward model, which is unreliable far from its data; custom rewards are not clipped."""
         align = self.align
-        if isinstance(align, GdpoConfig):  # has no score to clip
+        if isinstance(align, GdpoConfig):  # GDPO has no score to clip
             return self
         if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
             alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
@@ -324,7 +324,8 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a recipe and apply ``--set key.path=value`` overrides.
 
     Raises:
-        ConfigError: unreadable, not a mapping, unknown keys (nearest named), wrong types, contradictions.
+        ConfigError: the file is unreadable or not a mapping, or has unknown keys (the message names the nearest), wrong
+            types or contradictions.
     """
     values = read_yaml(path, hint="; recipes that ship are in recipes/")
     if not isinstance(values, dict):
@@ -340,7 +341,7 @@ def override(values: dict[str, Any], item: str) -> None:
     """Set one ``key.path=value`` in nested values; the value is YAML.
 
     Raises:
-        ConfigError: not of that form, or a value where a section is needed.
+        ConfigError: ``item`` is not of that form, or a value is in the place of a section.
     """
     key, equals, text = item.partition("=")
     if not equals or not key:

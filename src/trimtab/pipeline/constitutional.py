@@ -1,4 +1,4 @@
-"""Critique and revision before SFT, and the balance of harmless, helpful and preachy at the end."""
+"""Critique and revision before SFT, and the balance of harmlessness, helpfulness and preachiness at the end."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -46,35 +46,35 @@ class RevisionFacts(Record):
     counts: dict[str, int]
     """Rounds by outcome; ``left_out``: prompts without a demonstration."""
     too_long: int
-    """Conversations with no room for an answer."""
+    """Number of conversations with no room for an answer."""
     unrendered: int
-    """Conversations that the model's chat template refuses; early versions did not count them."""
+    """Number of conversations that the model's chat template refuses; early versions did not count them."""
     principles: dict[str, PrincipleRounds]
-    """By id."""
+    """Rounds by the principle's id."""
     judge: Biases
     """Biases of the judge of revisions."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_an_early_version(cls, values: Any) -> Any:
-        """Fill in what files of early versions lack. No defaults: fields at their defaults are not written."""
+        """Fill in fields that early versions did not write; a default would not do, as defaults are never written."""
         return {"unrendered": 0, **values} if isinstance(values, dict) else values
 
 
 def constitution_path(config: RunConfig) -> str | None:
-    """The constitution's file for a fingerprint; the shipped one by its version."""
+    """The constitution's file for a fingerprint; for the shipped constitution, its version."""
     if config.constitution == DEFAULT:
         return f"constitution {load_constitution(DEFAULT).version}"
     return config.constitution
 
 
 def read_constitution(context: Context) -> Constitution:
-    """The recipe's constitution; a relative path is looked up here first, then beside the recipe."""
+    """The recipe's constitution; a relative path is looked up in the current folder, then in the recipe's."""
     return load_constitution(context.data_path(context.config.constitution))
 
 
 def run_revise(context: Context) -> tuple[Counts, list[str]]:
-    """Answer red-team prompts with the pretrained model, have it criticise and rewrite, mix with helpful data."""
+    """Have the pretrained model answer red-team prompts, criticise and revise; add helpful data to the revisions."""
     config, folder = context.config.revise, context.folder("revise")
     assert config is not None and context.config.data.redteam is not None
     constitution = read_constitution(context)
@@ -142,7 +142,7 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
 
 
 class LocalWriter:
-    """The local model as a writer; a conversation that it cannot take gives an empty text and is counted."""
+    """The local model as a writer; a conversation that does not fit or render gives an empty text and is counted."""
 
     def __init__(self, context: Context, backbone: Backbone) -> None:
         assert context.config.revise is not None
@@ -150,7 +150,7 @@ class LocalWriter:
         self.long = self.unrendered = 0
 
     def __call__(self, prompts: Sequence[Prompt], keep: Callable[[Mapping[str, str]], None]) -> None:
-        """Write, saving after every few prompts."""
+        """Write texts, saving after every few prompts."""
         sampler = make_sampler(self.backbone, self.sampler)
         chat = self.backbone.chat
         for start in range(0, len(prompts), CHUNK):
@@ -179,7 +179,7 @@ class LocalWriter:
 
 
 def run_balance(context: Context) -> tuple[Counts, list[str]]:
-    """Compare the first and the last model on held-out red-team prompts and on the ordinary held-out ones."""
+    """Compare the first and the last model on held-out red-team prompts and on ordinary held-out prompts."""
     config, folder = context.config.balance, context.folder("balance")
     assert config is not None and context.config.evaluate is not None
     sampler = context.config.evaluate.sampler
@@ -241,7 +241,7 @@ def _by_judge(
     answers: Mapping[str, list[Rollout]],
     benign: Mapping[str, list[Rollout]],
 ) -> list[Measure]:
-    """How often the judge prefers after to before, by the principles of each property."""
+    """How often the judge prefers the last model to the first, by the principles of each property."""
     constitution, measures = read_constitution(context), []
     for tag, name in TAGS.items():
         try:
@@ -270,7 +270,7 @@ def _by_judge(
         how = f"proxy by judge: {on} prompts on which it prefers this model's answer by {tag} principles{missing}"
         if wins:
             seed = context.seed("balance")
-            # The judge measures the opposite of preachiness, so that up is better for every measure by judge.
+            # The judge measures the opposite of preachiness, so that higher is better for every measure by the judge.
             label = "not preachy" if name == "preachiness" else name
             measures.append(measure(label, how, [1 - w for w in wins], wins, better="up", seed=seed))
     return measures

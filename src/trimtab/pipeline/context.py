@@ -18,17 +18,17 @@ from trimtab.storage import MetricsLog, RunFolder
 from trimtab.trainers import ALONE, Checkpoints, Group, Session, held_out, step_seed
 
 LISTED = 5
-"""Rows that are named with their reason where some cannot be rendered; all are counted."""
+"""Most rows that a message about unrenderable rows names with the reason; all are counted."""
 
 Counts = dict[str, Any]
-"""What a stage says about itself: rows, pairs, drops, by name."""
+"""What a stage reports: numbers of rows, pairs, drops, by name."""
 
 UNREAD = 20
-"""Unread columns that are named; all are counted."""
+"""Most unread columns that a message names; all are counted."""
 
 SAME_IN_ALL_ROUNDS = ("heldout", "evaluate", "examples", "reward", "reward halves")
 """Purposes whose seed does not depend on the round: all rounds hold out the same prompts and preferences, and are
-compared on equal chances."""
+compared with the same random numbers."""
 
 SHARED_STAGES = ("revise", "sft")
 """Stages that only the first round has."""
@@ -38,7 +38,7 @@ K = TypeVar("K", Prompt, Demonstration, Preference, Rating)
 
 @dataclass(kw_only=True)
 class Context:
-    """Everything a stage needs beside its own settings."""
+    """Everything a stage needs in addition to its own settings."""
 
     config: RunConfig
     """The resolved recipe."""
@@ -55,18 +55,18 @@ class Context:
     cached: set[str] = field(default_factory=set)
     """Stages whose earlier result was used."""
     group: Group = ALONE
-    """The processes that run the present stage together."""
+    """The processes that run the current stage together."""
     scratch: dict[str, Path] = field(default_factory=dict)
-    """Folder, by stage, for output of ranks other than the first; it is never read."""
+    """Folder by stage for output of ranks other than the first; nothing reads it."""
     read: set[tuple[str, type]] = field(default_factory=set)
-    """Data files, and the records read from them, whose refused rows and further columns were listed."""
+    """Data files, and types of records read from them, whose refused rows and unread columns were listed already."""
 
     def folder(self, stage: str) -> Path:
         """A stage's folder; for a stage that another rank writes, this rank's scratch folder."""
         return self.scratch.get(stage) or (self.run.first if stage in SHARED_STAGES else self.run).stage(stage)
 
     def seed(self, purpose: str) -> int:
-        """The seed for a purpose; each purpose has its own, and most have one for each round."""
+        """The seed for a purpose; each purpose has its own, and most purposes have one for each round."""
         step = 0 if purpose in SAME_IN_ALL_ROUNDS else self.run.number - 1
         return step_seed(self.config.seed, purpose, step) % (1 << 31)
 
@@ -79,7 +79,7 @@ class Context:
     def training(self, stage: str, title: str, *, part: str = "") -> Iterator[Session]:
         """Logging, checkpoints, stopping and a progress bar for a training stage; only the first rank logs.
 
-        ``part``: of a stage that trains several models, the folder of this one inside the stage's.
+        ``part``: for a stage that trains several models, the subfolder of this model.
         """
         if not self.group.first:
             checkpoints = self.checkpoints(stage, part)
@@ -102,11 +102,11 @@ class Context:
         )
 
     def data_path(self, source: str) -> str:
-        """A data source with relative paths looked up here first, then beside the recipe."""
+        """A data source; a relative path is looked up in the current folder, then in the recipe's."""
         return locate(source, self.recipe.parent)
 
     def load(self, source: str, kind: type[K]) -> Loaded[K]:
-        """Read a data file and, the first time in a run, say what was refused."""
+        """Read a data file and, the first time in a run, print what was refused."""
         data = self.config.data
         loaded = load(self.data_path(source), kind=kind, format=data.format, limit=data.limit)
         if (source, kind) not in self.read:
@@ -115,7 +115,7 @@ class Context:
         return loaded
 
     def _announce(self, source: str, loaded: Loaded[Any]) -> None:
-        """Say what was refused, left out or not understood in a data file."""
+        """Print what was refused, left out or not understood in a data file."""
         if loaded.refused:
             more = f" The first {LISTED}:" if len(loaded.refused) > LISTED else ""
             self.ui.say(
@@ -134,23 +134,23 @@ class Context:
             self.ui.say(f"  {source}: {loaded.duplicates} repeated prompts left out")
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Prompts for sampling and alignment, without held-out ones; and counts of those left out."""
+        """Prompts for sampling and alignment, without held-out prompts; and counts of those left out."""
         everything, held = self._split_prompts()
         known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
         remaining = [p for p in everything if p.id not in known]
         return self._fitting(remaining, chat, room, {"heldout": len(everything) - len(remaining)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Prompts for evaluation."""
+        """Held-out prompts for the evaluation; and counts of those left out."""
         return self._fitting(self._split_prompts()[1], chat, room, {})
 
     def redteam_heldout(self) -> list[Prompt]:
-        """Held-out red-team prompts for the balance of harmless and helpful."""
+        """Held-out red-team prompts for the balance of harmlessness and helpfulness."""
         source = self.config.data.redteam_heldout
         return list(self.load(source, Prompt).records) if source else []
 
     def fitting_redteam(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
-        """Held-out red-team prompts that fit into the context with an answer."""
+        """Held-out red-team prompts that fit into the context with an answer; and counts of those left out."""
         return self._fitting(self.redteam_heldout(), chat, room, {})
 
     def set_aside(self) -> set[str]:
@@ -171,7 +171,7 @@ class Context:
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
     ) -> tuple[list[Prompt], dict[str, int]]:
-        """Leave out, and count, prompts that the model cannot be asked, or that leave no room for an answer."""
+        """Leave out, and count, prompts that cannot be rendered or leave no room for an answer."""
         fitting: list[Prompt] = []
         left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
         for prompt in prompts:
@@ -190,12 +190,12 @@ class Context:
         return fitting, counts | counted
 
     def left_out(self, left_out: Mapping[str, Any], total: int, rows: str) -> dict[str, int]:
-        """Say which rows cannot be encoded and why; their number by reason.
+        """Print which rows cannot be encoded and why; returns their number by reason.
 
         Args:
-            left_out: as :func:`trimtab.models.leave_out` fills it.
-            total: rows there are.
-            rows: what they are.
+            left_out: rows left out, as :func:`trimtab.models.leave_out` fills it.
+            total: number of all rows.
+            rows: what the rows are called in the message.
         """
         long, unrendered = left_out["too_long"], left_out["unrendered"]
         if long or unrendered:
@@ -218,7 +218,7 @@ class Context:
 
 
 def start_parts(run: RunFolder, config: RunConfig) -> list[tuple[str, Path, AdapterConfig]]:
-    """What was trained before a round's own stages, in order: each stage's name, folder and adapter."""
+    """Stages whose weights a round starts from, in order: each stage's name, folder and adapter."""
     parts = [] if config.sft is None else [("sft", run.first.stage("sft"), config.sft.adapter)]
     for earlier in run.earlier():
         folder = earlier.stage("align")
@@ -229,7 +229,7 @@ def start_parts(run: RunFolder, config: RunConfig) -> list[tuple[str, Path, Adap
 
 
 def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) -> None:
-    """Put what a stage trained into a model's weights for good."""
+    """Merge what a stage trained into a model's weights."""
     state = load_tensors(folder / "weights.safetensors")
     if adapter.kind == "full":
         Role(backbone, full=True).load_state(state)
@@ -240,7 +240,7 @@ def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) 
 
 
 def _reasons(unrendered: Mapping[str, str], before: str) -> str:
-    """How many rows cannot be rendered, and the first of them with their reasons; empty if there are none."""
+    """A message: how many rows cannot be rendered, and the first ones with their reasons; empty if there are none."""
     if not unrendered:
         return ""
     listed = "; ".join(f"{row}: {reason}" for row, reason in list(unrendered.items())[:LISTED])
@@ -249,7 +249,7 @@ def _reasons(unrendered: Mapping[str, str], before: str) -> str:
 
 
 class StageSession(Session):
-    """A session that logs to the stage's folder and moves its bar."""
+    """A session that logs to the stage's folder and moves its progress bar."""
 
     def __init__(self, context: Context, stage: str, bar: Bar, part: str = "") -> None:
         folder = context.folder(stage) / part
@@ -291,7 +291,7 @@ class StageSession(Session):
 
 
 def _tensorboard(folder: Path, done: int) -> Any:
-    """A TensorBoard writer that drops events after step ``done``; None where TensorBoard is not installed."""
+    """A TensorBoard writer that drops events after step ``done``; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

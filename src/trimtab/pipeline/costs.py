@@ -1,4 +1,4 @@
-"""What each stage of a recipe would cost: estimates from counts and assumed lengths."""
+"""Estimated cost of each stage of a recipe, from counts and assumed lengths."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ ANSWER = TOKENS // 2
 """Assumed tokens of an answer."""
 
 QUESTION = 150
-"""Assumed tokens of a question to a judge beyond what all questions begin with."""
+"""Assumed tokens of a question to a judge after the beginning that all questions share."""
 
 CAPABILITY = 12_000
 """Assumed tokens of a capability check of one model with the built-in set."""
@@ -52,7 +52,7 @@ KEPT_BYTES = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage works on, and how much of it."""
+    """What a stage works on, and how much work it is."""
 
     what: str
     """In words, for ``trimtab plan``."""
@@ -63,11 +63,11 @@ class Cost:
     flops: float = 0.0
     """Floating point operations."""
     drawn: int = 0
-    """Tokens that the recipe's model draws, each after the one before it; their operations are part of ``flops``."""
+    """Tokens that the recipe's model draws one after another; their operations are part of ``flops``."""
     answers: int = 1
     """Answers requested at a time."""
     slots: int = 1
-    """Of them, how many are drawn together at most."""
+    """Most answers drawn together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,45 +75,45 @@ class Sizing:
     """Counts that the estimates of several stages share."""
 
     config: RunConfig
-    """The recipe, learning rates and batch sizes filled in."""
+    """The recipe, with learning rates and batch sizes filled in."""
     recipe: Path
-    """Its file; relative data paths are also looked up beside it."""
+    """The recipe's file; relative data paths are also looked up in its folder."""
     shape: dict[str, int]
-    """Of the model; see :func:`~trimtab.pipeline.memory.model_shape`."""
+    """Shape of the model; see :func:`~trimtab.pipeline.memory.model_shape`."""
     round: int = 1
     """Number of the round."""
 
     def records(self, source: str | None, kind: type) -> Sequence[Any]:
-        """Records of a data file; none where it is not here to be read."""
+        """Records of a data file; empty if the file is not on this machine."""
         path = self.file(source)
         if path is None:
             return ()
         return load(path, kind=kind, format=self.config.data.format, limit=self.config.data.limit).records
 
     def rows(self, source: str | None, kind: type) -> int:
-        """Rows in a data file; 0 where it is not here to be counted."""
+        """Number of rows in a data file; 0 if the file is not on this machine."""
         return len(self.records(source, kind))
 
     def file(self, source: str | None) -> Path | None:
-        """A data file here or beside the recipe; None: it is in neither place."""
+        """A data file in the current folder or the recipe's; None: it is in neither."""
         places = () if source is None else (Path(source), self.recipe.parent / source)
         return next((path for path in places if path.is_file()), None)
 
     @cached_property
     def prompts(self) -> int:
-        """Prompts to sample and to align on."""
+        """Number of prompts to sample and to align on."""
         data = self.config.data
         return self.rows(data.prompts or data.preferences or data.ratings, Prompt)
 
     @property
     def sampled_prompts(self) -> int:
-        """Prompts of the ``sample`` stage."""
+        """Number of prompts of the ``sample`` stage."""
         sample = self.config.sample
         return 0 if sample is None else min(sample.prompts or self.prompts, self.prompts)
 
     @cached_property
     def preferences(self) -> tuple[int, int]:
-        """Preferences, and answers in each."""
+        """Number of preferences, and of answers in each."""
         if self.config.sample and self.config.label:
             return self.sampled_prompts, self.config.sample.answers
         return self.rows(self.config.data.preferences, Preference), 2
@@ -132,7 +132,7 @@ class Sizing:
         return 2.0 * shape["active_layer"] * (shape["layers"] - top), float(upper)
 
     def capability_check(self, models: int) -> float:
-        """FLOPs of the capability check of so many models."""
+        """FLOPs of the capability check of this many models."""
         return 0.0 if self.config.capability is None else self.forward * CAPABILITY * models
 
 
@@ -240,7 +240,7 @@ def reward_cost(sizing: Sizing) -> Cost:
     reward = sizing.config.reward
     assert reward is not None
     preferences, answers = sizing.preferences
-    count = round(preferences * sizing.round * (1 - reward.holdout))  # those of all rounds so far
+    count = round(preferences * sizing.round * (1 - reward.holdout))  # preferences of all rounds so far
     lower, upper = sizing.training(reward.adapter, head=False)
     shares = reward.shares
     what = f"{count} rankings of {answers}{'' if sizing.round == 1 else ' from all rounds'}, {reward.batch} a step"
@@ -256,7 +256,7 @@ def reward_cost(sizing: Sizing) -> Cost:
 
 
 def process_cost(sizing: Sizing) -> Cost:
-    """Passes over the solutions, and drawing solutions and their continuations where rollouts label the steps."""
+    """Passes over the solutions, and drawing solutions and their continuations if rollouts label the steps."""
     process, data = sizing.config.process, sizing.config.data
     assert process is not None
     path = sizing.file(data.steps)
@@ -318,8 +318,8 @@ def _online_cost(sizing: Sizing) -> Cost:
     updates = align.steps * align.epochs * align.minibatches
     tokens = align.steps * answers * TOKENS
     resampled = sum(FLAT**k for k in range(1, align.resample + 1)) if isinstance(align, DapoConfig) else 0.0
-    # The reward model reads all sampled answers; the reference and the updates only those that stay. The built-in
-    # sampler hands on what the frozen layers compute.
+    # The reward model reads all sampled answers; the reference and the updates read only those that are kept. The
+    # built-in sampler passes on the states of the frozen layers.
     below = lower if align.sampler.engine == "vllm" else 0.0
     judges = 1 if sizing.config.reward is None else len(sizing.config.reward.shares)
     per_token = (1 + resampled) * (sizing.forward / 2 + below + judges * upper / 2)
@@ -352,7 +352,7 @@ def _online_cost(sizing: Sizing) -> Cost:
 
 
 def _trained_share(align: RlConfig) -> float:
-    """Answers that updates read, as a share of the sampled ones; a critic of its own reads them a second time."""
+    """Answers that updates read, as a share of the sampled ones; a separate critic reads them a second time."""
     if isinstance(align, OnlineDpoConfig):
         return 2 / align.group
     if isinstance(align, RejectionConfig):
@@ -361,7 +361,7 @@ def _trained_share(align: RlConfig) -> float:
 
 
 def evaluate_cost(sizing: Sizing) -> Cost:
-    """Answers of every model, their scores, and the scores of edited answers at their most."""
+    """Answers of every model, their scores, and the largest possible number of scores of edited answers."""
     config, evaluate = sizing.config, sizing.config.evaluate
     assert evaluate is not None
     heldout = sizing.rows(config.data.heldout, Prompt) or round(sizing.prompts * config.data.heldout_share)

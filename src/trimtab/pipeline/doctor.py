@@ -1,4 +1,4 @@
-"""Checks of the machine and the installation: name, state (ok, note, problem), text with the next step."""
+"""Checks of the machine and the installation; a finding has a name, a state (ok, note, problem) and a text."""
 
 import importlib.util
 import platform

@@ -1,4 +1,4 @@
-"""Held-out comparison: every model answers the same prompts, the same judges score all answers."""
+"""Held-out comparison: every model answers the same prompts, and the same judges score all answers."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ from trimtab.rollout import NamedRewards, remove_states
 from trimtab.trainers import OnlineConfig, tokens_of
 
 MODELS = ("base", "sft", "start", "policy")
-"""From the earliest to the latest; a run without SFT or alignment lacks one. Later rounds have ``start``, the policy of
-the round before, in place of ``sft``."""
+"""Models from the earliest to the latest; a run without SFT or alignment lacks one. Later rounds have ``start``, the
+policy of the round before, instead of ``sft``."""
 
 COMPARISONS = (
     ("policy", "base"),
@@ -53,10 +53,10 @@ COMPARISONS = (
     ("best_of", "base"),
     ("policy", "best_of"),
 )
-"""Pairs that are compared where a run has both models; the first one is the headline."""
+"""Pairs that are compared if a run has both models; the first one is the headline."""
 
 COST = "cost"
-"""Name under which an answer's evaluation keeps the cost that has a limit."""
+"""Key of the cost that has a limit, among an answer's scores."""
 
 KEPT_TOKENS = 32_768
 """Tokens of answers whose frozen-layer states are stored between sampling, KL and scores."""
@@ -66,7 +66,7 @@ WORST = 5
 
 
 def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
-    """Sample held-out answers from each model, score them, compare the models."""
+    """Sample held-out answers from each model, score them and compare the models."""
     run = context.config
     config = run.evaluate
     assert config is not None
@@ -95,7 +95,7 @@ def run_evaluate(context: Context) -> tuple[Counts, list[str]]:
         base = context.trunk(pretrained=True)
         sample("base", base)
         del base
-    # All adapters first: states of the layers below them, from sampling, then serve KL and scores.
+    # All adapters first, so that KL and scores can use the states of the layers below them from sampling.
     policy = None if run.align is None else policy_role(context, trunk)
     rewards = load_rewards(context, trunk, states=states)[0] if run.reward is not None or run.rewards else None
     sample(context.start, trunk)
@@ -142,7 +142,7 @@ def _best_of_n(
     rewards: NamedRewards,
     states: FrozenStates,
 ) -> tuple[list[Rollout], BestOf]:
-    """The best of n answers of the model before alignment to each prompt, and how far that is from the model."""
+    """The best of n answers of the model before alignment to each prompt, and the KL of this choice to the model."""
     n = config.best_of
     assert n is not None
     pool = sample_in_chunks(
@@ -164,9 +164,9 @@ def _best_of_n(
 def _add_proxy(
     context: Context, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]
 ) -> dict[str, list[Rollout]]:
-    """All answers with their total reward, and the cost that has a limit, if there is one, beside it.
+    """All answers with their total reward and, if there is one, the cost that has a limit.
 
-    Answers to one prompt are scored side by side, so that the prompt is computed once.
+    Answers to one prompt are scored together, so that the prompt is computed once.
     """
     groups = list(zip(*answers.values(), strict=True))
     cost = constrained_reward(context.config.model_dump(mode="json"))
@@ -179,7 +179,7 @@ def _add_proxy(
 
 
 def _gain(context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[str, Sequence[Rollout]]) -> Gain:
-    """What the policy's gain in reward over the model before it is made of: answers are edited and scored again."""
+    """Parts of the policy's gain in reward over the model before it; edits answers and scores them again."""
     models = [answers[context.start], answers["policy"]]
     changed: dict[tuple[str, int, int], Rollout] = {}
     for feature in REMOVALS:
@@ -230,7 +230,7 @@ def _whole_rewards(context: Context, rewards: NamedRewards, rollouts: Sequence[R
 
 
 def best_of(pool: Sequence[Rollout], scores: Sequence[float], n: int) -> list[Rollout]:
-    """Of every ``n`` consecutive answers, the one with the highest score; the first of equals."""
+    """Of every ``n`` consecutive answers, the first with the highest score."""
     return [pool[max(range(i, i + n), key=lambda j: (scores[j], -j))] for i in range(0, len(pool), n)]
 
 
@@ -246,7 +246,7 @@ def add_gold(gold: Utility, answers: Mapping[str, Sequence[Rollout]]) -> dict[st
 def kl_per_answer(
     reference: Role, rollouts: Sequence[Rollout], temperature: float, *, states: FrozenStates | None = None
 ) -> list[float]:
-    """Log π(answer) − log ref(answer) of each rollout, in nats: one sample each of the KL per answer."""
+    """Log π(answer) − log ref(answer) of each rollout, in nats; each is one sample of the KL per answer."""
     batch = tokens_of(rollouts, reference.backbone.device)
     sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
     out = torch.zeros(batch.size)
@@ -278,7 +278,7 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
     names = [name for name in MODELS if name in answers]
     judges = (["gold"] if has_gold else []) + (["proxy"] if "proxy" in answers[names[0]][0].rewards else [])
     pairs = [pair for pair in COMPARISONS if set(pair) <= set(answers)]
-    if {"sft", "start"} & set(names):  # the start of best-of-n
+    if {"sft", "start"} & set(names):  # the start model of best-of-n
         pairs = [pair for pair in pairs if pair != ("best_of", "base")]
     divergence = None
     if kl:
@@ -312,7 +312,7 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
 
 
 def _win_row(answers: Mapping[str, Sequence[Rollout]], model: str, against: str, judge: str) -> WinRow:
-    """How often one model's answers have a higher score than another's, and where they lost by most."""
+    """How often one model's answers have a higher score than another's, and the prompts on which they lost by most."""
     scores = {name: [r.rewards[judge] for r in answers[name]] for name in (model, against)}
     result = win_rate(scores[model], scores[against])
     losses = [

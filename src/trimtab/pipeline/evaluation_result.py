@@ -7,7 +7,7 @@ from trimtab.files import write_json
 from trimtab.storage import read_record
 
 FILE = "evaluation.json"
-"""Its name in the folder of the evaluation stage."""
+"""Name of the file in the folder of the evaluation stage."""
 
 
 def write_evaluation(folder: Path, result: Evaluation) -> None:

@@ -1,12 +1,13 @@
 """A run's model in the Hugging Face layout, for transformers, peft, vLLM and llama.cpp.
 
-Merged: the pretrained weights with everything the run learnt added, in float32. As an adapter: one LoRA adapter on the
-pretrained model, exactly equal to SFT's and alignment's together. With ΔW₁ = s₁·B₁·A₁ and ΔW₂ = s₂·B₂·A₂::
+A merged export has the pretrained weights with everything the run learned added, in float32. An adapter export has one
+LoRA adapter on the pretrained model that equals SFT's and alignment's adapters together exactly. With ΔW₁ = s₁·B₁·A₁
+and ΔW₂ = s₂·B₂·A₂::
 
     ΔW₁ + ΔW₂ = [s₁·B₁  s₂·B₂] · [A₁; A₂]        rank r₁ + r₂, scale 1
 
-A layer that only one of them changes is padded with zeros, because vLLM reads one rank for the whole adapter. Experts
-are joined one by one.
+A layer that only one stage changes is padded with zeros, because vLLM reads one rank for the whole adapter. Experts are
+joined one by one.
 
 A reward model becomes a sequence classifier with one label. Such classifiers have no bias, so the reward model's bias
 is left out of the weights. The config and the model card give it; differences between answers do not depend on it.
@@ -39,7 +40,7 @@ from trimtab.pipeline.ui import Silent
 from trimtab.storage import RunFolder
 
 Exported = Literal["sft", "policy", "reward"]
-"""Which of a run's models."""
+"""The models of a run that can be exported."""
 
 STAGE_OF: dict[Exported, str] = {"sft": "sft", "policy": "align", "reward": "reward"}
 """The stage that trains each model."""
@@ -54,11 +55,11 @@ def export_model(
     """Write a run's model to a new folder: weights, tokenizer with chat template, generation config, model card.
 
     Args:
-        run: the run's folder, ``runs/NAME``, whose newest round is exported; or that of a round.
-        folder: where to write; must be missing or empty. It appears when everything in it is written.
+        run: the run's folder, ``runs/NAME``, whose newest round is exported; or the folder of a round.
+        folder: the new folder; must be missing or empty. It appears only when everything in it is written.
         stage: the policy, the model after SFT, or the reward model.
         adapter: True: one LoRA adapter in peft's layout; False: merged weights.
-        gguf: True: also ``model.gguf``, by llama.cpp's converter.
+        gguf: True: also write ``model.gguf``, with llama.cpp's converter.
 
     Returns:
         ``folder``.
@@ -66,7 +67,7 @@ def export_model(
     Raises:
         ConfigError: the folder is not empty, there is no such run, the run does not train such a model or has not
             finished it, the model has no adapter, or llama.cpp's converter is not installed.
-        CheckpointError: weights are damaged, or belong to an SFT model that was trained again since.
+        CheckpointError: weights are damaged, or were trained on an SFT model that was trained again since.
         ModelError: the architecture has no sequence classifier, or llama.cpp cannot convert the model.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -106,12 +107,12 @@ class _Source:
 
     run: RunFolder
     config: RunConfig
-    """The configuration the stage was run with."""
+    """The configuration with which the stage was run."""
     stage: Exported
 
     @classmethod
     def open(cls, path: Path, stage: Exported) -> "_Source":
-        """Check that the model is there, finished, undamaged and trained on the SFT model that is there now."""
+        """Check that the model exists, is finished, undamaged and trained on the current SFT model."""
         if not (path / "config.yaml").is_file():
             hint = (
                 "give the run's folder, runs/NAME, not its recipe"
@@ -133,7 +134,7 @@ class _Source:
             raise ConfigError(f"{path}: the recipe has no section {name!r}, so there is no {stage} model; {hint}")
         needed = [name] if stage == "sft" or config.sft is None else ["sft", name]
         if stage == "reward" and config.reward is not None and config.reward.model is not None:
-            needed = [name]  # a model of its own
+            needed = [name]  # a separate model
         for part in needed:
             _check_finished(run.first if part == "sft" else run, part)
         if "sft" in needed and not run.made_from(name, "sft"):
@@ -151,7 +152,7 @@ class _Source:
 
     @property
     def parts(self) -> list[tuple[str, Path, AdapterConfig]]:
-        """What was trained on the pretrained model, in order: each stage's name, folder and adapter."""
+        """The stages trained on the pretrained model, in order: each stage's name, folder and adapter."""
         config = self.config
         own = self.stage == "reward" and config.reward is not None and config.reward.model is not None
         parts = [] if own else start_parts(self.run, config)
@@ -163,7 +164,7 @@ class _Source:
         return [*parts, (name, self.run.stage(name), section.adapter)]
 
     def check_adapters(self) -> None:
-        """Refuse what is no adapter.
+        """Refuse models that are not adapters.
 
         Raises:
             ConfigError: a stage trained all weights.
@@ -218,7 +219,7 @@ def _write_merged(source: _Source, target: Path) -> None:
     if source.stage == "reward":
         assert role.scalar is not None
         _make_classifier(config, tokenizer, backbone.chat)
-        config.reward_bias = float(role.scalar.bias.detach()[0])  # a length head stays behind
+        config.reward_bias = float(role.scalar.bias.detach()[0])  # a length head is not exported
         state["score.weight"] = role.scalar.weight.detach()[:1].cpu()
         model = _filled(AutoModelForSequenceClassification, config, state)
     else:
@@ -230,7 +231,7 @@ def _write_merged(source: _Source, target: Path) -> None:
 
 
 def _plain_config(config: Any) -> Any:
-    """A model's configuration without where it was loaded from."""
+    """A model's configuration without the place it was loaded from."""
     unwanted = ("quantization_config", "_name_or_path")
     plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in unwanted})
     plain.dtype = torch.float32
@@ -238,7 +239,7 @@ def _plain_config(config: Any) -> Any:
 
 
 def _filled(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
-    """A model of a configuration, holding these weights and no others."""
+    """A model with this configuration and exactly these weights."""
     try:
         with torch.device("meta"):
             model = auto.from_config(config, dtype=torch.float32)
@@ -255,7 +256,7 @@ def _filled(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
 
 
 def _make_classifier(config: Any, tokenizer: Any, chat: Chat) -> None:
-    """One label, and a padding token that ends no turn: transformers scores the last token before the padding."""
+    """Set one label, and a padding token that ends no turn, since transformers scores the last token before padding."""
     pad = _padding(tokenizer, chat)
     config.num_labels = 1
     config.pad_token_id = pad
@@ -284,7 +285,7 @@ def export_tokenizer(chat: Chat) -> Any:
 
 
 def generation_config(chat: Chat, config: RunConfig) -> GenerationConfig:
-    """Where an answer ends, and how answers were drawn for the evaluation."""
+    """Tokens that end an answer, and the sampling settings of the evaluation."""
     ends = [chat.end_token, *sorted(chat.end_tokens - {chat.end_token})]
     pad = chat.tokenizer.pad_token_id
     settings: dict[str, Any] = {
@@ -341,9 +342,9 @@ def joined_adapters(adapters: list[tuple[AdapterConfig, dict[str, Tensor]]]) -> 
     """One adapter that changes the weights as several together do; R is the sum of their ranks r.
 
     Args:
-        adapters: of each its settings and its tensors ``MODULE.lora_A.adapter.weight`` ``[r, in]`` and
-            ``MODULE.lora_B.adapter.weight`` ``[out, r]``; on E experts ``[E·r, in]`` (expert by expert) and
-            ``[out, r·E]`` (rank by rank).
+        adapters: for each adapter, its settings and its tensors ``MODULE.lora_A.adapter.weight`` ``[r, in]`` and
+            ``MODULE.lora_B.adapter.weight`` ``[out, r]``; on E experts ``[E·r, in]`` (expert by expert) and ``[out,
+            r·E]`` (rank by rank).
 
     Returns:
         ``MODULE.lora_A.weight`` ``[R, in]`` and ``MODULE.lora_B.weight`` ``[out, R]``, or ``[E·R, in]`` and
@@ -368,11 +369,11 @@ def joined_adapters(adapters: list[tuple[AdapterConfig, dict[str, Tensor]]]) -> 
 
 
 def _targets(adapted: set[str], config: Any) -> dict[str, Any]:
-    """What PEFT is told to adapt: linear layers by name, and by parameter what is no layer for it.
+    """PEFT's settings of what to adapt: linear layers by name, other weights by parameter.
 
     Args:
         adapted: the modules in the adapter's file, with PEFT's ``.base_layer`` for a second parameter of experts.
-        config: of the model.
+        config: configuration of the model.
     """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
@@ -390,14 +391,14 @@ def _targets(adapted: set[str], config: Any) -> dict[str, Any]:
 
 
 def _translated(layer: str, model: Any) -> bool:
-    """Whether PEFT takes a linear layer's name for experts of transformers 4, which had one layer for each matrix.
+    """Whether PEFT mistakes a linear layer's name for experts of transformers 4, which had one layer for each matrix.
 
-    It does so for dense and shared MLPs of models with experts, and then adapts the experts of every layer instead.
+    This happens for dense and shared MLPs of models with experts; PEFT then adapts the experts of every layer instead.
     """
     target = LoraConfig(target_modules=[layer])
     try:
         convert_peft_config_for_transformers(target, model, None)
-    except ValueError:  # it wants a whole MLP
+    except ValueError:  # PEFT expects a whole MLP
         return True
     return layer not in (target.target_modules or ())
 
