@@ -1,4 +1,4 @@
-"""``trimtab guard``: from files and settings to a guard in a folder, its report, and an explanation of one verdict."""
+"""``trimtab guard``: trains a guard from files and settings, measures it, and explains single verdicts."""
 
 import json
 import logging
@@ -43,20 +43,20 @@ def train_and_report(
     probes: bool = True,
     say: Say = lambda _: None,
 ) -> list[str]:
-    """Train a guard, write it and its report; returns the report's lines.
+    """Train a guard and write it with its report; returns the report's lines.
 
     Args:
-        constitution: with a section ``guard``.
-        config: how.
+        constitution: a constitution with a section ``guard``.
+        config: settings of the training.
         out: folder of the guard.
         data: files of further examples.
-        model: whose activations are read; None: the built-in model.
+        model: the model whose activations are read; None: the built-in model.
         context: the model's context in tokens.
         probes: False: no model is read.
-        say: receives a line about each step.
+        say: called with a line about each step.
 
     Raises:
-        ConfigError: ``out`` has files that are no guard's.
+        ConfigError: ``out`` contains files but no guard.
         ConfigError, DataError, ModelError: as :func:`~trimtab.guard.training.train_guard` and loading a model.
     """
     require_place(out)
@@ -98,15 +98,15 @@ def train_and_report(
 def evaluate_folder(
     folder: Path, out: Path | None, *, data: Sequence[Path], model: str | None, context: int, say: Say = lambda _: None
 ) -> GuardResult:
-    """Measure a guard on its held-out examples, or on those of files, and write the report.
+    """Measure a guard on its held-out examples or on examples from files, and write the report.
 
     Args:
-        folder: of the guard.
-        out: where the report goes; None: the guard's folder, for its held-out examples only.
-        data: files of examples; empty: the held-out ones.
-        model: as :func:`open_guard`.
-        context: of the model, in tokens.
-        say: receives a line about each step.
+        folder: folder of the guard.
+        out: folder of the report; None: the guard's folder, only for its held-out examples.
+        data: files of examples; empty: the guard's held-out examples.
+        model: as in :func:`open_guard`.
+        context: the model's context in tokens.
+        say: called with a line about each step.
 
     Raises:
         ConfigError: the report on other data would replace the guard's own.
@@ -162,7 +162,7 @@ def open_guard(
     on_error: OnError = "closed",
     log: DecisionLog | None = None,
 ) -> Guard:
-    """A guard with the model that it reads; None: the one that it was trained with. Other weights are warned of.
+    """A guard with the model that it reads (None: the model of its training); warns if the weights differ.
 
     Raises:
         CheckpointError: there is no guard in the folder, or it is damaged.
@@ -188,7 +188,7 @@ class ExplainedView(Record):
     name: str
     """See :mod:`trimtab.guard.normalise`."""
     text: str
-    """Its beginning, made visible."""
+    """Beginning of the text, with invisible characters shown."""
     members: dict[str, float]
     """Calibrated log-odds of each member."""
 
@@ -209,15 +209,15 @@ class Explanation(Record):
     view: str
     """Name of the view with the highest score."""
     views: tuple[ExplainedView, ...]
-    """All of them."""
+    """All views."""
     words: tuple[tuple[str, float], ...]
-    """The words that move the lexical member's log-odds most in that view, and by how much."""
+    """The words that move the lexical member's log-odds most in that view, and their contributions."""
     escalated: bool
-    """True: the second stage decided."""
+    """True: the second stage read the request."""
     adapter: float | None
-    """Log-odds of the second stage; None: it did not decide."""
+    """Log-odds of the second stage; None: it did not read the request."""
     error: str | None
-    """What went wrong in the guard."""
+    """A failure of the guard."""
 
 
 def explain_request(folder: Path, text: str, *, model: str | None, context: int) -> Explanation:

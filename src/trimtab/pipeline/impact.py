@@ -1,4 +1,4 @@
-"""The effect of a constitution's principles on the labels in a folder of ``trimtab judge``, and of an edit."""
+"""The effect of a constitution's principles, and of an edit, on the labels in a folder of ``trimtab judge``."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trimtab.records import Comparison, Judgement, read_records
 def write_principles(
     folder: Path, constitution: Constitution, people: Sequence[Judgement]
 ) -> dict[str, PrincipleReport]:
-    """Write ``principles.json``: firing, agreement with people, conflicts and removal, for each judge of a folder."""
+    """Write ``principles.json`` for each judge: firing, agreement with people, conflicts and effects of removal."""
     items = read_records(folder / "comparisons.jsonl", Comparison)
     usable, _ = usable_judgements(items, people)
     votes = {(item, (i, j)): float(sum(v.values())) for item, i, j, v in pair_votes(usable)}
@@ -31,7 +31,7 @@ def write_principles(
 
 
 def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[str, int]]:
-    """How many new questions another constitution needs, for each judge of a folder.
+    """Number of new questions that another constitution needs, for each judge of a folder.
 
     Raises:
         DataError: the folder was not made by ``trimtab judge``.

@@ -11,7 +11,7 @@ from trimtab.records import Record, to_plain
 from trimtab.storage import read_record
 
 FILE = "judge.json"
-"""Its name in the folder."""
+"""Name of the file in the folder."""
 
 
 class ConstitutionVersion(Record):
@@ -27,26 +27,25 @@ class JudgeEntry(Record):
     """One judge of the folder."""
 
     identity: Any
-    """What the keys of its questions are made from besides the question, as JSON: the model and its settings; None
-    in files of early versions."""
+    """Part of the keys of its questions, as JSON: the model and its settings; None in files of early versions."""
     run: JudgeRun
     """Biases, failures and cost."""
     people: AgainstPeople | None
     """Agreement with people; None: there are no labels by people."""
     edit: dict[str, int] | None
-    """Pairs by the change of their label since the constitution was edited; None: it was not."""
+    """Number of pairs by the change of their label since the constitution was edited; None: it was not edited."""
     replies: str = ""
-    """Its journal, from the folder; empty in files of early versions."""
+    """Path of its journal, relative to the folder; empty in files of early versions."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_an_early_version(cls, values: Any) -> Any:
-        """Fill in what files of early versions lack. No defaults: fields at their defaults are not written."""
+        """Fill in fields that early versions did not write; a default would not do, as defaults are never written."""
         return {"identity": None, "edit": None, **values} if isinstance(values, dict) else values
 
 
 class Together(Record):
-    """All judges of the folder as one."""
+    """All judges of the folder together."""
 
     judges: tuple[str, ...]
     """Their names."""
@@ -62,9 +61,9 @@ class JudgeResult(Record):
     settings: dict[str, Any]
     """The :class:`~trimtab.feedback.JudgeConfig` as JSON."""
     judges: dict[str, JudgeEntry]
-    """By name."""
+    """Judges by name."""
     ensemble: Together | None = None
-    """All together; None, and not in the file, where there is one judge."""
+    """All judges together; None, and not in the file, if there is only one."""
 
 
 def write_judge_result(folder: Path, result: JudgeResult) -> None:
@@ -82,7 +81,7 @@ def read_judge_result(folder: Path) -> JudgeResult:
 
 
 def _next_step(folder: Path) -> str | None:
-    """In a run, delete the whole stage: comparisons with people change the file, so it is no output of the stage."""
+    """In a run: delete the whole stage. Comparisons with people change the file, so it is no output of the stage."""
     stage = folder.parent
     if not (stage / "status.json").is_file():
         return None

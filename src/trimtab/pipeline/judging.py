@@ -1,4 +1,4 @@
-"""Sets up AI judges: the local model by log-probabilities, or an endpoint; one judge or an ensemble.
+"""Sets up AI judges: a local model that judges by log-probabilities, or an endpoint; one judge or an ensemble.
 
 Only a local judge imports torch.
 """
@@ -55,7 +55,7 @@ QUESTIONS_TOGETHER = 2048
 """Questions tokenised and batched together. Replies are stored after each forward pass."""
 
 REASONED_TOGETHER = 32
-"""The same with reasoning; a killed judge repeats at most these."""
+"""Questions answered together with reasoning; a killed judge repeats at most these."""
 
 
 class LocalJudge(Config):
@@ -81,7 +81,7 @@ JudgeSource = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
 
 
 JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-"""Annotator on the judge's judgements, and name of its folder."""
+"""Name of the judge's folder, and of the annotator on its judgements."""
 
 
 class Judges(Config):
@@ -92,7 +92,7 @@ class Judges(Config):
 
 
 class LocalAsk:
-    """Asks the local model; an :data:`~trimtab.feedback.judge.Ask`.
+    """Asks a local model; an :data:`~trimtab.feedback.judge.Ask`.
 
     Args:
         backbone: the model, without adapter.
@@ -107,7 +107,7 @@ class LocalAsk:
         self.thinker = LocalSampler(backbone, SamplerConfig(temperature=0.0, max_new_tokens=reason_tokens))
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        """Ask all questions; replies come in the cheapest order.
+        """Ask all questions; replies come in the order that costs least.
 
         Raises:
             DataError: the model's chat template refuses the conversation, with and without a system message.
@@ -164,7 +164,7 @@ class LocalAsk:
             return chat.prompt(question.messages)
         except TooLongError:
             raise
-        except DataError:  # some templates know no system role
+        except DataError:  # some templates have no system role
             if question.messages[0].role != "system" or len(question.messages) < 2:
                 raise
             system, first, *others = question.messages
@@ -206,7 +206,7 @@ def open_judge(
 
 
 class _Lazy:
-    """Loads the model at the first question; none is loaded if the journal answers all."""
+    """Loads the model at the first question, so that no model is loaded if the journal answers all."""
 
     def __init__(self, config: ModelConfig, reason_tokens: int) -> None:
         self.config, self.reason_tokens = config, reason_tokens
@@ -233,18 +233,18 @@ def judge_items(
     seed: int = 0,
     replies: Path | None = None,
 ) -> dict[str, Judged]:
-    """Have every judge judge all items; after an edit of the constitution, report how many labels changed.
+    """Have every judge judge all items; if the constitution was edited, report how many labels changed.
 
     Args:
         items: the items.
         constitution: the principles.
-        judges: by name.
-        config: how they are prompted.
+        judges: judges by name.
+        config: how the judges are prompted.
         folder: for verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.
         people: people's labels to compare with.
-        seed: of intervals.
+        seed: seed of the intervals.
         replies: folder with each judge's journal, ``NAME/replies.jsonl``; questions answered there are not asked
             again. None: ``folder``.
     """
@@ -268,7 +268,8 @@ def judge_items(
             identity=identity, run=facts, people=compared, edit=changed, replies=os.path.relpath(path, folder)
         )
         _say_judge(ui, name, report_lines(facts, compared), changed)
-    # After all judges: a process that is killed before leaves what the next one compares an edit with.
+    # Only after all judges: if a process is killed earlier, the next one can still compare with the labels before an
+    # edit.
     for name, judged in judged_by.items():
         write_records(_verdicts(folder, name), judged.verdicts)
     everything = [j for judged in judged_by.values() for j in judged.judgements]
@@ -297,7 +298,7 @@ def _edited(folder: Path, constitution: Constitution) -> bool:
 
 
 def _changed(earlier: Path, judged: Judged) -> dict[str, int] | None:
-    """How many labels differ from the earlier verdicts, by kind; None without earlier ones."""
+    """Number of labels that differ from the earlier verdicts, by kind; None: there are no earlier verdicts."""
     return changed_labels(read_records(earlier, Verdict), judged.verdicts) if earlier.exists() else None
 
 
@@ -311,7 +312,7 @@ def _say_judge(ui: Ui, name: str, lines: Sequence[str], changed: Mapping[str, in
 
 
 def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -> dict[str, AgainstPeople]:
-    """Compare the judges of a folder of :func:`judge_items` with people's newer judgements.
+    """Compare the judges of a folder written by :func:`judge_items` with newer judgements by people.
 
     Returns:
         the result of :func:`~trimtab.feedback.against_people` by judge, and of all together; empty without people.
@@ -351,7 +352,7 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
     """A file of judges.
 
     Raises:
-        ConfigError: unreadable, unknown keys, no judge in it.
+        ConfigError: the file is unreadable, has unknown keys, or contains no judge.
     """
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -360,13 +361,13 @@ def read_judges(path: Path) -> dict[str, LocalJudge | EndpointJudge]:
 
 
 def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Comparison], list[Judgement], list[str]]:
-    """Items from any data file with two or more answers to a prompt, and the labels it holds.
+    """Items from any data file with two or more answers to a prompt, and the labels in the file.
 
-    Answers of a preference are put into an order that does not depend on which is better. Rows with fewer than two
+    Answers of a preference are reordered so that their order does not reveal which is better. Rows with fewer than two
     answers are counted in the lines.
 
     Returns:
-        items, labels (one per preference, source as in the file), and lines for the console.
+        the items, the labels (one per preference, source as in the file), and lines for the console.
     """
     loaded = read(source, kind=Record, format=format, limit=limit)
     items: dict[str, Comparison] = {}

@@ -19,10 +19,10 @@ from trimtab.rollout import SamplerConfig, load_rollouts, make_sampler, save_rol
 from trimtab.trainers.shares import drawn_by_share
 
 CHUNK = 256
-"""Answers sampled between two savings of a stage that only samples, or scored at once where training sets no number."""
+"""Answers sampled between two saves in a stage that only samples, or scored at once if training sets no number."""
 
 REFILLS = 4
-"""Minimum number of slot refills per saved chunk: the last answers of a chunk leave more and more slots idle."""
+"""Minimum number of slot refills per saved chunk, because the last answers of a chunk leave slots idle."""
 
 
 def run_sample(context: Context) -> tuple[Counts, list[str]]:
@@ -68,9 +68,9 @@ def sample_in_chunks(
 ) -> list[Rollout]:
     """Sample answers, saving after every few prompts, so that a killed process repeats at most that.
 
-    All samples of a stage share one seed, so that models are compared on equal chances; with ``own`` this one has a
-    seed of its own, so that none of its answers is another sample's. ``states`` receives what frozen layers of its
-    backbone give.
+    All samples of a stage share one seed, so that models are compared with the same random numbers. With ``own``, this
+    sample has its own seed, so that its answers differ from those of other samples. ``states`` receives the states of
+    the backbone's frozen layers.
     """
     sampler = make_sampler(backbone, config)
     states = states if states is not None and states.backbone is backbone else None
@@ -110,7 +110,7 @@ def sample_in_chunks(
 
 
 def _show_share(bar: Bar, before: int, total: int, ranks: int, drawn: int, _: int) -> None:
-    """Show as many answers for each rank as this one has drawn, after those of earlier chunks."""
+    """Show the answers of earlier chunks plus, for each rank, as many as this rank has drawn."""
     bar.update(before + drawn * ranks, total)
 
 
@@ -123,7 +123,7 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
     if config.source == "human":
         return _ask_people(context, config.human)
     if config.source == "votes":
-        from trimtab.pipeline.votes import run_votes  # with the database, which only this needs
+        from trimtab.pipeline.votes import run_votes  # imports the database, which is needed only here
 
         return run_votes(context)
     assert utility is not None
@@ -138,8 +138,8 @@ def run_label(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str]]:
-    """Put the answers into the annotation app's queue, and return when enough judgements are in."""
-    from trimtab.pipeline.people import AppPeople  # with the database, which only this needs
+    """Put the answers into the annotation app's queue, and return when there are enough judgements."""
+    from trimtab.pipeline.people import AppPeople  # imports the database, which is needed only here
 
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     with AppPeople(context, config) as people:
@@ -155,7 +155,7 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
 
 
 def compared_answers(context: Context) -> list[Comparison]:
-    """The answers that the round's judgements are about: sampled ones, or those that came with votes."""
+    """The answers that the round's judgements are about: the sampled ones, or those that came with votes."""
     by_votes = context.config.label is not None and context.config.label.source == "votes"
     return read_records(context.folder("label" if by_votes else "sample") / "comparisons.jsonl", Comparison)
 
@@ -215,7 +215,7 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
 def _by_objective(
     context: Context, items: Sequence[Comparison], judgements: Sequence[Judgement], objectives: Sequence[str]
 ) -> tuple[Counts, list[str]]:
-    """Preferences by each criterion, in the order of the items; an item has those by which it was judged."""
+    """Preferences by each criterion, in the order of the items; an item has one for each criterion it was judged by."""
     assert context.config.label is not None
     config, folder = context.config.label.aggregate, context.folder("preferences")
     place = {item.id: number for number, item in enumerate(items)}

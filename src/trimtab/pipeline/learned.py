@@ -1,4 +1,4 @@
-"""Which preference was learned from in which optimiser step: the record that leads from a weight back to a click."""
+"""Records which preference was learned from in which optimiser step, so that weights can be traced to judgements."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -19,15 +19,16 @@ class Learned(Record):
     """``reward``, or another reward model of the stage (``member_2``, ``words``, ``heldout``); ``align``: the
     policy."""
     preference: str
-    """Its id."""
+    """Id of the preference."""
     round: int
-    """The round whose labels it was made from."""
+    """The round from whose labels the preference was made."""
     judgements: tuple[str, ...]
-    """Ids of the judgements it was made from."""
+    """Ids of the judgements from which the preference was made."""
     part: Literal["train", "held_out", "nothing_to_learn"]
-    """``train``: learned from; ``held_out``: kept out to measure; ``nothing_to_learn``: a tie, for this loss."""
+    """``train``: learned from; ``held_out``: kept out for measurement; ``nothing_to_learn``: a tie, which the loss
+    ignores."""
     steps: tuple[int, ...] = ()
-    """Optimiser steps, from 1, whose gradient it is in."""
+    """Optimiser steps, from 1, whose gradient includes the preference."""
 
 
 def write_learned(
@@ -40,15 +41,15 @@ def write_learned(
     batch: int,
     ties: bool = False,
 ) -> str:
-    """Write what a finished training did with each preference; returns the file's name.
+    """Write what a finished stage did with each preference; returns the file's name.
 
     Args:
-        context: of the stage.
-        stage: its name; also the name of its first or only model.
-        preferences: the usable ones.
-        rankings: the same as tokens.
-        models: by name, the places of the preferences that each model was given, in the trainer's order.
-        batch: preferences of a step.
+        context: context of the stage.
+        stage: name of the stage, and of its first or only model.
+        preferences: the usable preferences.
+        rankings: the same preferences as tokens.
+        models: by name, the indices of the preferences that each model was given, in the trainer's order.
+        batch: preferences per step.
         ties: True: tied answers were learned from.
     """
     rounds = _rounds(context)
@@ -82,7 +83,7 @@ def _steps(
     batch: int,
     ties: bool,
 ) -> dict[int, Sequence[int]]:
-    """Optimiser steps, from 0, that each learned preference is in; none for a bag of words, which has no steps."""
+    """Optimiser steps, from 0, that each learned preference is in; empty for a bag of words, which has no steps."""
     learned = [given[i] for i in learnable([rankings[i] for i in given], ties=ties)]
     part = "" if model == stage else model
     log = read_metrics(context.folder(stage) / part / "metrics.jsonl")
@@ -93,7 +94,7 @@ def _steps(
 
 
 def _rounds(context: Context) -> dict[tuple[str, tuple[str, ...]], int]:
-    """The round of each preference of earlier rounds: the same answers may be compared in several."""
+    """Round of each preference of earlier rounds, by id and judgements: several rounds may compare the same answers."""
     return {
         (p.id, p.judgements): run.number
         for run in context.run.earlier()

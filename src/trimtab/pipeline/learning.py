@@ -92,7 +92,7 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     assert config is not None
     backbone = Backbone.load(context.config.model)
     source = context.config.data.demonstrations or context.config.data.preferences or ""
-    if context.config.revise is not None:  # its file holds the helpful demonstrations too
+    if context.config.revise is not None:  # its file contains the helpful demonstrations too
         source = str(context.folder("revise") / "demonstrations.jsonl")
         loaded = load(source, kind=Demonstration, format="records")
     else:
@@ -151,9 +151,9 @@ def load_rewards(
 ) -> tuple[NamedRewards, RewardModels | None]:
     """The rewards that online alignment maximises, by name, and the reward models if they are one of them.
 
-    Without a ``rewards`` section it is the reward model alone. A cost with a limit weighs 0, because the trainer sets
-    its price. ``states``: of the trunk's frozen layers, for reward models. ``heldout``: True: with the reward model
-    that only judges, if the run has one.
+    Without a ``rewards`` section, the reward model is the only reward. A cost with a limit has weight 0, because the
+    trainer sets its price. ``states``: states of the trunk's frozen layers, for reward models. ``heldout``: True:
+    include the reward model that only judges, if the run has one.
     """
     models = process = None
     sources: dict[str, Any] = dict(context.config.rewards or {"reward_model": ModelReward()})
@@ -180,7 +180,7 @@ def load_rewards(
 def alignment_scorer(
     context: Context, trunk: Backbone, states: FrozenStates | None = None
 ) -> tuple[Scorer, NamedRewards, RewardModels | None]:
-    """What scores the answers of online alignment: the rewards, and beside them numbers that are only logged."""
+    """The scorer of online alignment's answers: the rewards, and numbers that are only logged."""
     assert isinstance(context.config.align, OnlineConfig)
     rewards, models = load_rewards(context, trunk, context.config.align.micro_batch_tokens, states, heldout=True)
     if models is None:
@@ -230,11 +230,11 @@ def usable_rankings(
     objectives: Sequence[str] = (),
     none: bool = False,
 ) -> tuple[list[Ranking], list[Preference], Counts]:
-    """The usable preferences, as token rankings and as records, and how many were left out, by reason.
+    """The usable preferences, as token rankings and as records, and the number of those left out, by reason.
 
-    ``ties``: True: preferences whose answers all tie are usable. ``all_rounds``: True: those of earlier rounds too, the
-    oldest first; False: those of this round. ``objectives``: criteria that have a head each; preferences about others
-    are left out. ``none``: True: there may be none.
+    ``ties``: True: preferences whose answers all tie are usable. ``all_rounds``: True: include preferences of earlier
+    rounds, oldest first; False: only this round. ``objectives``: criteria that have a head each; preferences about
+    others are left out. ``none``: True: accept that there are no preferences.
     """
     rounds = [*context.run.earlier(), context.run] if all_rounds else [context.run]
     files = [run.stage("preferences") / "preferences.jsonl" for run in rounds]
@@ -266,7 +266,7 @@ def _augment(
     preferences: list[Preference],
     train: Sequence[int],
 ) -> tuple[list[Part], list[Ranking], list[Preference], Counts]:
-    """Add copies of training preferences; each part gets those of its own preferences."""
+    """Add copies of training preferences; each part gets the copies of its own preferences."""
     config = context.config.reward
     assert config is not None and config.augment is not None
     own = [preferences[i] for i in train]
@@ -293,7 +293,7 @@ def policy_role(context: Context, trunk: Backbone) -> Role:
 
 
 def build_sampler(config: RunConfig, recipe: Path, run: Path) -> SamplerWorker:
-    """What a sampler's process runs: the policy at the reference's weights."""
+    """The worker of a sampler process: the policy at the reference's weights."""
     assert isinstance(config.align, OnlineConfig)
     context = reading_context(config, recipe, run)
     role = policy_role(context, context.trunk())
@@ -301,13 +301,13 @@ def build_sampler(config: RunConfig, recipe: Path, run: Path) -> SamplerWorker:
 
 
 def build_scorer(config: RunConfig, recipe: Path, run: Path) -> ScorerWorker:
-    """What a scorer's process runs: the rewards of alignment, and what is logged beside them."""
+    """The worker of a scorer process: the rewards of alignment, and numbers that are only logged."""
     context = reading_context(config, recipe, run)
     return ScorerWorker(alignment_scorer(context, context.trunk())[0])
 
 
 def run_align(context: Context) -> tuple[Counts, list[str]]:
-    """Align the policy: on its own answers against the reward model, or on judged answers."""
+    """Align the policy: online on its own answers, or offline on judged answers."""
     config = context.config.align
     assert config is not None
     if isinstance(config, OnlineConfig):
@@ -316,7 +316,7 @@ def run_align(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]]:
-    """Optimise the policy against the reward model with a penalty for diverging from the reference."""
+    """Maximise the rewards of the policy's answers, with a penalty for diverging from the reference."""
     trunk = context.trunk()
     states = FrozenStates(trunk)
     score, rewards, models = alignment_scorer(context, trunk, states)
@@ -373,7 +373,7 @@ def _align_online(context: Context, config: RlConfig) -> tuple[Counts, list[str]
 
 
 def _log_odds(context: Context, rewards: NamedRewards, models: RewardModels | None) -> float:
-    """Log-odds of winning that one unit of the weighted rewards is worth: known if one reward model alone counts."""
+    """Log-odds of winning per unit of the weighted rewards; known only if a single reward model is the reward."""
     counting = [(name, source) for name, source in rewards.sources.items() if source.weight != 0]
     name, source = counting[0] if len(counting) == 1 else ("", None)
     if models is None or models.config is not None or not isinstance(source, ModelReward):
@@ -406,7 +406,7 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
 
 
 def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Counts, list[str]]:
-    """Learn from the preferences, and measure the objective on preferences kept out, before and after."""
+    """Learn from the preferences, and measure the objective on held-out preferences before and after."""
     trunk, folder = context.trunk(), context.folder("align")
     policy, reference = policy_role(context, trunk), Role(trunk)
     check = CapabilityCheck(context, "align", reference)
@@ -467,7 +467,7 @@ def _kto(
     heldout: list[Judged],
     config: KtoConfig,
 ) -> tuple[Metrics, Metrics]:
-    """Train on liked and disliked answers; the objective on answers kept out, before and after."""
+    """Train on liked and disliked answers; returns the objective on held-out answers before and after."""
     before = evaluate_kto(policy, reference, heldout, config)
     with context.training("align", "aligning (KTO)") as session:
         train_kto(policy, reference, answers, config, seed=context.seed("align"), session=session)

@@ -1,9 +1,9 @@
-"""From a judgement to the weights and figures it is in, and back.
+"""Traces a judgement to the weights and figures it affects, and back.
 
-The way there: judgement → preference → reward model (which optimiser steps) → policy (all its steps climb that reward
-model; offline methods learn from the preference itself) → the figures of the policy. A later round's reward model
+The path is: judgement → preference → reward model (in which optimiser steps) → policy (all its steps maximise that
+reward model; offline methods learn from the preference itself) → figures of the policy. A later round's reward model
 learns from the preferences of all rounds, and its policy starts from the earlier ones, so the path continues through
-all later rounds. Only finished stages that were made from each other count.
+all later rounds. Only finished stages whose inputs have not changed since count.
 """
 
 from collections import Counter
@@ -29,24 +29,24 @@ from trimtab.storage import RunFolder, read_json, read_metrics
 from trimtab.trainers import HELDOUT, OfflineConfig
 
 FIGURES = ("win_rate", "kl", "reward_accuracy")
-"""Figures that can be followed back."""
+"""Figures that can be traced back."""
 THUMB_PARTS = {
     "train": "learned from by the policy of",
     "held_out": "held out and only measured on in",
     "left_out": "not learned from (too long, or the alignment is not finished) in",
 }
 SHORTEST = 8
-"""Characters of a checkpoint's hash that are enough."""
+"""Minimum number of characters of a checkpoint's hash."""
 
 
 def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
-    """Where something in a run comes from, and what was made of it.
+    """Trace where something in a run comes from, and what was made from it.
 
     Args:
         run: the run's folder.
         name: id of a judgement or vote, id of a pair, beginning of the SHA-256 of a policy's or reward model's weights,
             or a figure of :data:`FIGURES`.
-        round: of which round the figure is; None: the newest.
+        round: round of the figure; None: the newest.
 
     Raises:
         DataError: nothing in the run has this name.
@@ -102,7 +102,7 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
 
 @dataclass(frozen=True)
 class _Round:
-    """What one round of a run holds; files are read once."""
+    """The files of one round of a run, each read once."""
 
     run: RunFolder
 
@@ -133,7 +133,7 @@ class _Round:
         return {p.id: p for p in read_records(file, Preference)} if self.done("preferences", "label") else {}
 
     def learned(self, stage: str) -> list[Learned] | None:
-        """What the stage did with each preference; None: it is not finished, or an older version did not record it."""
+        """How the stage used each preference; None: the stage is unfinished, or an older version did not record it."""
         file = self.run.stage(stage) / LEARNED
         return read_records(file, Learned) if file.is_file() and self.done(stage, "preferences") else None
 
@@ -147,7 +147,7 @@ class _Round:
         return int(rows[-1]["step"]) if rows else 0
 
     def model(self, stage: str, learned: Learned) -> TracedModel:
-        """The stage's model that did this with a preference."""
+        """The model of the stage that used a preference in this way."""
         return TracedModel(
             round=self.number,
             model=learned.model,
@@ -158,7 +158,7 @@ class _Round:
         )
 
     def policy_steps(self) -> int:
-        """Steps behind the policy's weights, which need not be those of the last step."""
+        """Number of steps behind the policy's weights, which need not be those of the last step."""
         status = self.run.status("align")
         counts = {} if status is None else status.counts or {}
         return int(counts.get("steps", self.steps("align")))
@@ -234,7 +234,7 @@ def _made_of(
     judgements: tuple[TracedJudgement, ...],
     notes: Sequence[str] = (),
 ) -> Trace:
-    """The pair, and the reward models, policies and figures that it is in."""
+    """The trace of a pair: the reward models, policies and figures that it affects."""
     notes = list(notes)
     models: list[TracedModel] = []
     policies: list[TracedModel] = []
@@ -288,7 +288,7 @@ def _behind(
     kind: Literal["checkpoint", "figure"],
     figures: Iterable[TracedFigure],
 ) -> Trace:
-    """The weights that a figure is about, and all judgements behind them, by round."""
+    """The trace of a figure: the weights that it is about, and the number of judgements behind them, by round."""
     judgements: list[TracedJudgement] = []
     notes: list[str] = []
     for earlier in rounds[: r.number]:
@@ -309,7 +309,7 @@ def _behind(
 
 
 def lines(traced: Trace) -> list[str]:
-    """The result of :func:`trace` in words, from the judgements to the figures."""
+    """The result of :func:`trace` as lines of text, from the judgements to the figures."""
     out = list(_judgement_lines(traced))
     if pair := traced.pair:
         label = (

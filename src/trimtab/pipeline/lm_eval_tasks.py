@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness (``lm_eval``, an extra) as suites: one item per document and metric.
 
-lm-eval renders, samples and scores as it always does, with its own wrapper of a Hugging Face model; the model it calls
-is the checkpoint's, adapter included. No chat template is applied.
+lm-eval renders, samples and scores as usual, with its own wrapper of a Hugging Face model; the wrapped model is the
+checkpoint with its adapter. No chat template is applied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from trimtab.models import Role
 
 
 def require_lm_eval() -> None:
-    """Refuse before a long evaluation where lm-eval is not installed.
+    """Check before a long evaluation that lm-eval is installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: lm-eval is not installed.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(f"--lm-eval needs the package lm-eval, which is not installed; {install_hint('lm-eval')}")
@@ -31,15 +31,15 @@ def measure_tasks(
 
     Args:
         role: the model.
-        tasks: their names.
-        folder: of task definitions (YAML files) beside those of lm-eval; None: only those.
-        most: documents of each task, from its first; None: all.
+        tasks: names of the tasks.
+        folder: folder of task definitions (YAML files) in addition to those of lm-eval; None: only lm-eval's.
+        most: number of documents of each task, from the first on; None: all.
 
     Returns:
-        a suite for each task, and the value of each document and metric.
+        a suite for each task, and the value of each document by each metric.
 
     Raises:
-        ConfigError: no such task.
+        ConfigError: there is no such task.
         DataError: lm-eval stopped with an error.
     """
     from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
@@ -58,7 +58,7 @@ def measure_tasks(
         model = HFLM(pretrained=role.backbone.model, tokenizer=chat.tokenizer, max_length=chat.context)
         try:
             results = simple_evaluate(model, tasks=list(tasks), task_manager=manager, limit=most, bootstrap_iters=0)
-        except Exception as error:  # whatever a task's code, its data or a download raises
+        except Exception as error:  # a task's code, its data or a download may raise anything
             raise DataError(f"lm-eval stopped with {type(error).__name__}: {error}") from error
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = (results or {}).get("samples", {})
     suites, outcomes = [], {}
@@ -83,7 +83,7 @@ def measure_tasks(
 
 
 def _outcome(metric: str, value: Any) -> Outcome:
-    """The value of a document; metrics that exist for a whole corpus only have none."""
+    """The value of a document; metrics that exist only for a whole corpus have none."""
     if isinstance(value, bool | int | float):
         return Outcome(value=float(value))
     return Outcome(reason=f"{metric} is no number of one document")

@@ -1,14 +1,14 @@
-"""What a named machine would need for a recipe: a prediction from counted operations and bytes, and what fits.
+"""Predicts the time and memory of a recipe on a named machine, from counted operations and bytes.
 
-Everything but drawing answers is limited by operations: seconds = operations / (:data:`MFU` · peak). A step of decoding
-reads all weights and the cache once for every answer that is drawn together, and waits for each layer's kernels to be
-launched::
+Everything except drawing answers is limited by operations: seconds = operations / (:data:`MFU` · peak). A decoding step
+draws one token of several answers. It reads all weights and the answers' caches, and waits for the launch of each
+layer's kernels::
 
     seconds of a step = max(bytes / (BANDWIDTH_SHARE · bandwidth), operations / (MFU · peak), layers · launch)
 
 The launches of other passes are not counted, so for models below a billion parameters the prediction is a lower bound.
-Only the CPU's row is measured. Those of accelerators are data sheets, and nobody has measured what trimtab reaches on
-one. A machine of your own is a row more in :data:`MACHINES`.
+Only the CPU's row is measured. The rows of accelerators are from data sheets, and nobody has measured what trimtab
+reaches on one. To add a machine, add a row to :data:`MACHINES`.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ BANDWIDTH_SHARE = 0.5
 """Assumed share of the bandwidth that decoding reaches."""
 
 LAUNCH = 0.8e-3
-"""Assumed seconds that Python and transformers take to launch a layer's kernels, where no graph is captured."""
+"""Assumed seconds that Python and transformers take to launch a layer's kernels without a captured graph."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +40,18 @@ class Machine:
     """A kind of machine."""
 
     what: str
-    """In words."""
+    """Description of the machine."""
     memory_gb: float
-    """Of each device, in 10⁹ bytes."""
+    """Memory of each device, in 10⁹ bytes."""
     bandwidth: float
-    """Bytes a second that each device reads."""
+    """Memory bandwidth of each device, in bytes per second."""
     float32: float
-    """Floating point operations a second of each device, in float32 products."""
+    """Floating point operations per second of each device, in float32 products."""
     bfloat16: float
-    """The same in bfloat16."""
+    """Floating point operations per second of each device, in bfloat16 products."""
     devices: int = 1
-    """Each is a rank; it holds the whole model, or with ``scale.shard`` its part of one that is trained as a whole."""
+    """Number of devices. Each is a rank and holds the whole model, or with ``scale.shard`` its part of a fully trained
+    one."""
     accelerator: bool = True
     """False: a processor."""
 
@@ -65,7 +66,7 @@ class Machine:
         return MFU if self.accelerator else MFU_CPU
 
     def rate(self, model: ModelConfig) -> float:
-        """Operations a second that whole steps reach on one device."""
+        """Operations per second that whole steps reach on one device."""
         narrow = self.accelerator and model.precision != "float32"
         return self.share * (self.bfloat16 if narrow else self.float32)
 
@@ -90,7 +91,7 @@ MACHINES: Mapping[str, Machine] = {
     "h200": _H200,
     "h200x8": replace(_H200, what="eight H200, one rank each", devices=8),
 }
-"""Rows of the table, by the name that ``--machine`` takes. Peaks are those of dense products."""
+"""The machines by their name for ``--machine``. Peaks are of dense products."""
 
 
 def machine_named(name: str) -> Machine:
@@ -111,7 +112,7 @@ def decoding_seconds(
 ) -> float:
     """Seconds to draw ``drawn`` tokens on one device, ``together`` answers at a time.
 
-    Each answer's cache is counted at :data:`~trimtab.pipeline.costs.TOKENS`, its length at the end.
+    Each answer's cache is counted with :data:`~trimtab.pipeline.costs.TOKENS`, its length at the end.
     """
     width = Storage.of(model).frozen
     read = width * (shape["parameters"] + together * cached_numbers(dict(shape), TOKENS))
@@ -125,13 +126,13 @@ def decoding_seconds(
 def stage_seconds(
     machine: Machine, model: ModelConfig, shape: Mapping[str, int], cost: Cost, *, divided: bool
 ) -> tuple[float, float]:
-    """Seconds of a stage: of drawing answers, and of everything else.
+    """Seconds of a stage: for drawing answers, and for everything else.
 
     Args:
-        machine: where.
-        model: what is run.
-        shape: of the model.
-        cost: of the stage.
+        machine: the machine.
+        model: the model that is run.
+        shape: shape of the model.
+        cost: cost of the stage.
         divided: True: the devices share the stage's answers and its other work evenly; False: one does all.
     """
     devices = machine.devices if divided else 1
@@ -145,9 +146,9 @@ class Fit(NamedTuple):
     """A recipe's memory on one device of a machine."""
 
     gb: dict[str, float]
-    """By stage."""
+    """Memory by stage, in 10⁹ bytes."""
     most: float
-    """Of the largest stage, at least that of a process without a model."""
+    """Memory of the largest stage, at least that of a process without a model."""
     lines: list[str]
     """What does not fit, and what to do."""
 
@@ -165,7 +166,7 @@ def fitting(config: RunConfig, machine: Machine) -> Fit:
 
 
 def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, gb: float) -> str:
-    """What a plan says about a named machine."""
+    """The line of a plan about a named machine."""
     fits = "fits" if gb <= machine.memory_gb else "does not fit"
     devices = "" if machine.devices == 1 else f" on each of {machine.devices} devices, which share the work evenly"
     peaks = "data sheets" if machine.accelerator else "measured on one such machine"
@@ -178,7 +179,7 @@ def prediction(name: str, machine: Machine, *, minutes: float, drawing: float, g
 
 
 def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
-    """What would make a stage smaller, first what costs least."""
+    """Advice that makes a stage smaller, the cheapest first."""
     section, parts = getattr(config, stage), []
     if config.model.frozen_precision == "float32" and config.model.precision != "float32":
         parts.append("model.frozen_precision: bfloat16")

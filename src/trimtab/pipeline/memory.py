@@ -1,9 +1,9 @@
-"""Memory that a stage needs, counted from the model's shape, and micro-batches sized to a limit.
+"""Memory that a stage needs, counted from the model's shape; sizes micro-batches to fit a limit.
 
-What a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer (residual
-stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
-values 2·K, MLP 4·I, floats per token); other decoder layers of today keep about as much. Of a mixture of experts I is
-the width of what one token goes through.
+The memory that a layer keeps for its backward pass was counted tensor by tensor on a Llama-type layer, in floats per
+token: residual stream and its norms 4·H, inputs of the projections 2·H, queries and attention output 2·H, keys and
+values 2·K, MLP 4·I. Other current decoder layers keep about as much. For a mixture of experts, I is the width of the
+experts that one token passes through.
 """
 
 import math
@@ -37,7 +37,7 @@ PROCESS = 0.7
 """GB that Python, torch and the tokenizer take."""
 
 SLACK = 1.2
-"""Measured peaks over counted bytes: temporary results and gaps between freed blocks."""
+"""Ratio of measured peaks to counted bytes, due to temporary results and gaps between freed blocks."""
 
 LARGEST = 8192
 """Micro-batches of more tokens than this are not faster."""
@@ -47,16 +47,16 @@ Section = SftConfig | RewardConfig | ProcessConfig | OfflineConfig | OnlineConfi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """How weights are held that are not trained."""
+    """How weights that are not trained are stored."""
 
     frozen: int = 4
     """Bytes of a frozen weight, and of a number in the cache of keys and values."""
     packed: bool = True
-    """True: drawing answers needs a copy of the weights, laid out for a processor or held by vLLM."""
+    """True: drawing answers needs a copy of the weights, packed for a CPU or owned by vLLM."""
 
     @classmethod
     def of(cls, config: ModelConfig, *, accelerator: bool = False, engine: str = "local") -> "Storage":
-        """As a model is held on a processor, or on an accelerator, by the engine that draws its answers."""
+        """Storage of a model on a CPU or an accelerator, with the engine that draws its answers."""
         packed = not accelerator or engine == "vllm"
         return cls(frozen=2 if config.frozen_precision == "bfloat16" else 4, packed=packed)
 
@@ -68,7 +68,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
 
     Raises:
         ConfigError: a stage needs more than the limit even with its largest sample alone in a micro-batch, or for the
-            answers it draws at once; says the smallest limit that works.
+            answers it draws at once; the message gives the smallest limit that works.
     """
     if config.memory_gb is None:
         return config
@@ -89,7 +89,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
             continue
         if not given:
             low, high = lowest, max(LARGEST, lowest)
-            while low < high:  # the largest that fits
+            while low < high:  # find the largest size that fits
                 middle = (low + high + 1) // 2
                 fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
                 low, high = (middle, high) if fits else (low, middle - 1)
@@ -109,7 +109,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
 
 
 def _up(gb: float) -> str:
-    """With one decimal, rounded up, so that this limit would be accepted."""
+    """The number with one decimal, rounded up, so that this limit would be accepted."""
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
 
@@ -132,9 +132,9 @@ def stages_gb(config: RunConfig, *, accelerator: bool = False, ranks: int | None
 
 
 def largest_sample(config: RunConfig, section: Section) -> int:
-    """Tokens of the largest thing that a micro-batch cannot split, at most: a recipe is judged before its data is read.
+    """Most tokens that a micro-batch cannot split; an upper bound, because the data is not read yet.
 
-    A sequence; for rankings and pairs all their answers behind one prompt.
+    That is one sequence; for rankings and pairs, all answers after one prompt.
     """
     context = _model(config, section).context
     if isinstance(section, OnlineDpoConfig | XpoConfig):
@@ -160,10 +160,10 @@ def stage_gb(
     Args:
         config: the recipe.
         section: the stage's section.
-        shape: of its model, see :func:`model_shape`.
-        tokens: a micro-batch; None: as the section says.
+        shape: shape of its model, see :func:`model_shape`.
+        tokens: tokens of a micro-batch; None: as the section says.
         accelerator: True: its model is on an accelerator.
-        ranks: that divide sharded weights; None: the processes of the recipe.
+        ranks: number of ranks that divide sharded weights; None: the processes of the recipe.
     """
     context = _model(config, section).context
     engine = section.sampler.engine if isinstance(section, OnlineConfig) else "local"
@@ -174,10 +174,10 @@ def stage_gb(
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
     trained = _trained(shape, section.adapter, _optimizer(section), parts)
-    frozen = 0 if full and isinstance(section, SftConfig) else untouched  # the trunk itself is trained only in SFT
+    frozen = 0 if full and isinstance(section, SftConfig) else untouched  # only SFT trains the trunk itself
     held = frozen + trained
     critic = 0.0
-    if isinstance(section, PpoConfig) and not section.shared_critic:  # as large as the policy
+    if isinstance(section, PpoConfig) and not section.shared_critic:  # a separate critic is as large as the policy
         critic = _trained(shape, section.adapter, section.critic, parts)
     held += critic
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
@@ -202,7 +202,7 @@ def stage_gb(
             )  # states of the frozen layers
         drawing = _sampling(shape, answers, context, storage, merged=0 if full else _adapted(shape, section.adapter))
     gathered = 0.0
-    if parts > 1:  # whole models: for answers and for passes that the ranks divide, or before there is an optimiser
+    if parts > 1:  # whole models: for answers and passes that the ranks divide, or before the optimiser exists
         gathered = (2 if critic else 1) * weights
         gathered -= 0 if isinstance(section, OnlineConfig | KtoConfig | BcoConfig) else trained
     return PROCESS + (held + max(SLACK * update, SLACK * drawing + gathered)) / 1e9
@@ -211,7 +211,7 @@ def stage_gb(
 def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
     """Memory of a stage that draws ``answers`` (None: more than there are slots) and scores them, in 10⁹ bytes.
 
-    Counted for the evaluation, which holds most: the policy's own weights where all are trained, and the reward model.
+    Counted for the evaluation, which needs most: the policy's own weights if all are trained, and the reward model.
     """
     shape = model_shape(config.model)
     slots = sampler.slots if answers is None else min(sampler.slots, answers)
@@ -226,8 +226,8 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *
 def model_shape(config: ModelConfig) -> dict[str, int]:
     """Parameters, layers, widths and vocabulary from the model's configuration; no weights are loaded.
 
-    ``active`` and ``active_layer`` are the parameters that one token goes through; fewer than ``parameters`` and
-    ``layer`` for mixtures of experts. Layers without experts among those with are counted as if they had them.
+    ``active`` and ``active_layer`` are the parameters that one token passes through; for mixtures of experts they are
+    fewer than ``parameters`` and ``layer``. In such models, layers without experts are counted as if they had them.
     """
     from transformers import AutoConfig
 
@@ -241,7 +241,7 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     keys = width * (getattr(loaded, "num_key_value_heads", None) or heads) // heads
     experts = _setting(loaded, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     if False in (getattr(loaded, "is_moe", None), getattr(loaded, "enable_moe_block", None)):
-        experts = 0  # the family can have experts, this model has none
+        experts = 0  # the family can have experts, but this model has none
     expert = shared = 0
     if experts > 1:
         expert = _setting(loaded, "moe_intermediate_size", "expert_ffn_hidden_size") or inner
@@ -270,12 +270,12 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
 
 
 def _setting(config: Any, *names: str) -> int:
-    """The first of these settings that a model's configuration has as a number; 0: it has none."""
+    """The first of these settings that is a number in a model's configuration; 0: none is."""
     return next((value for value in (getattr(config, name, None) for name in names) if type(value) is int), 0)
 
 
 def _drawing(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None]]:
-    """Stages that draw answers and train nothing: name, how, and how many answers at most."""
+    """Stages that draw answers and train nothing: name, sampler settings, and most answers."""
     for name in ("revise", "sample", "evaluate"):
         section = getattr(config, name)
         if section is not None:
@@ -285,7 +285,7 @@ def _drawing(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None
 
 
 def _reward_model(config: RunConfig) -> int:
-    """Bytes of the reward model's weights, where they are not adapters on the policy's trunk."""
+    """Bytes of the reward model's weights if they are not adapters on the policy's trunk."""
     if config.reward is None or (config.reward.model is None and config.reward.adapter.kind != "full"):
         return 0
     model = config.reward.model or config.model
@@ -306,19 +306,19 @@ def _model(config: RunConfig, section: Section) -> ModelConfig:
 
 
 def _optimizer(section: Section) -> OptimizerConfig:
-    """The optimiser of what a section trains; a critic has one of its own."""
+    """The optimiser of a section's model; a critic has a separate one."""
     return section.policy if isinstance(section, OnlineConfig) else section.optimizer
 
 
 def _has_wide_moments(config: RunConfig) -> bool:
-    """True: some section trains all weights and stores moments of 32 bits."""
+    """True: a section trains all weights and stores moments in 32 bits."""
     full = [section for _, section in _sections(config) if section.adapter.kind == "full"]
     critics = [s.critic for s in full if isinstance(s, PpoConfig) and not s.shared_critic]
     return any(optimizer.state == "32bit" for optimizer in [*map(_optimizer, full), *critics])
 
 
 def _trained(shape: dict[str, int], adapter: AdapterConfig, optimizer: OptimizerConfig, parts: int) -> float:
-    """Bytes of trained weights in float32, their gradients and both moments; of full weights 1/``parts``."""
+    """Bytes of trained weights in float32, their gradients and both moments; for full weights, 1/``parts`` of them."""
     full = adapter.kind == "full"
     numbers = shape["parameters"] / parts if full else _adapter_parameters(shape, adapter)
     columns = shape["width"] if full else adapter.rank  # of an adapter's narrower matrices
@@ -334,20 +334,20 @@ def _adapter_parameters(shape: dict[str, int], adapter: AdapterConfig) -> int:
 
 
 def _adapted(shape: dict[str, int], adapter: AdapterConfig) -> int:
-    """Weights that the adapter changes."""
+    """Number of weights that the adapter changes."""
     layer = shape["layer"] - (0 if adapter.experts else _of_experts(shape))
     return layer * min(adapter.top_layers or shape["layers"], shape["layers"])
 
 
 def _of_experts(shape: dict[str, int]) -> int:
-    """Weights of the experts of a layer."""
+    """Number of weights of a layer's experts."""
     return 3 * shape["width"] * shape["expert"] * shape["experts"]
 
 
 def _experts_with_adapters(shape: dict[str, int], adapter: AdapterConfig, *, checkpointing: bool) -> int:
-    """Numbers in the sums of experts' weights and adapters, which the backward pass needs, and in a layer's gradient.
+    """Numbers in the sums of experts' weights and adapters, which the backward pass needs, and in one layer's gradient.
 
-    With checkpointing only one layer's sum is there at a time.
+    With checkpointing, only one layer's sum exists at a time.
     """
     if adapter.kind == "full" or not adapter.experts:
         return 0
@@ -363,25 +363,25 @@ def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, 
 
 
 def _gathered(shape: dict[str, int]) -> float:
-    """What a rank holds of sharded weights for a moment: two layers and their gradients; embedding and head thrice.
+    """What a rank holds temporarily of sharded weights: two layers with gradients; embedding and head three times.
 
-    With their gradients, and the copy that is summed.
+    The three copies are weights, gradients, and the copy that is summed.
     """
     rest = shape["parameters"] - shape["layers"] * shape["layer"]
     return 4.0 * (4 * shape["layer"] + 3 * rest)
 
 
 def _passing(shape: dict[str, int]) -> float:
-    """A forward pass that trains nothing: what one layer needs and what it hands on."""
+    """A forward pass without training: what one layer needs, and what it passes on."""
     return 4.0 * PASS_TOKENS * 2 * (8 * shape["width"] + 2 * shape["keys"] + 4 * shape["inner"])
 
 
 def _sampling(shape: dict[str, int], answers: int, context: int, storage: Storage, *, merged: int) -> float:
-    """Packed weights, ``merged`` weights that are copied to add the adapter to them, and the cache."""
+    """Packed weights, ``merged`` weights that are copied to add the adapter, and the cache."""
     copies = storage.frozen * (merged + shape["parameters"] * storage.packed)
     return copies + storage.frozen * answers * cached_numbers(shape, context)
 
 
 def cached_numbers(shape: dict[str, int], tokens: int) -> float:
-    """Keys and values of so many tokens, in numbers."""
+    """Number of floats in the keys and values of this many tokens."""
     return 2.0 * tokens * shape["layers"] * shape["keys"]

@@ -28,7 +28,7 @@ def model_card(config: RunConfig, run: RunFolder, stage: str, *, adapter: bool) 
         config: the configuration the model was trained with.
         run: the run's folder.
         stage: ``sft``, ``policy`` or ``reward``.
-        adapter: True: the folder holds a LoRA adapter.
+        adapter: True: the folder contains a LoRA adapter.
     """
     reward = config.reward.model if stage == "reward" and config.reward is not None else None
     name = (reward or config.model).name
@@ -74,7 +74,7 @@ def changed_settings(config: BaseModel, defaults: BaseModel | None = None) -> di
 
     Args:
         config: a configuration.
-        defaults: the configuration that holds where nothing is given; None: the defaults of its class.
+        defaults: the configuration with the defaults; None: the defaults of the class.
     """
     values: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -103,7 +103,7 @@ def hub_name(name: str) -> str | None:
 
 
 def base_licence(name: str) -> tuple[str | None, str]:
-    """Licence of a base model and where it is stated; looks in files on this machine only."""
+    """Licence of a base model, and where it is stated; reads only files on this machine."""
     if name == embedded.NAME:
         return (
             "apache-2.0",
@@ -127,7 +127,7 @@ def base_licence(name: str) -> tuple[str | None, str]:
 
 
 def _public(value: Any) -> Any:
-    """A value in which absolute paths are file names, so that a card names no folder of the machine it was made on."""
+    """A value with file names instead of absolute paths, so that a card names no folder of this machine."""
     if isinstance(value, dict):
         return {key: _public(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -212,7 +212,7 @@ def _training(config: RunConfig, run: RunFolder, stage: str) -> str:
 
 
 def _results(run: RunFolder, stage: str) -> str:
-    """What the run measured on held-out data; nothing that was measured on another version of this model."""
+    """What the run measured on held-out data, without measurements of other versions of this model."""
     lines: list[str] = []
     sft = run.stage("sft") / "sft.json"
     if stage == "sft" and sft.is_file():

@@ -1,7 +1,7 @@
-"""What online alignment logs beside its own numbers: the gold utility, text probes, and alarms.
+"""What online alignment logs in addition to its own numbers: the gold utility, text probes, and alarms.
 
-Nothing of it is trained on. Each step's probes are kept in ``probes.jsonl``, from which a continued run rebuilds its
-tests, and alarms in ``alarms.jsonl``.
+None of this is used for training. Each step's probes are stored in ``probes.jsonl``, from which a resumed run rebuilds
+its tests. Alarms are stored in ``alarms.jsonl``.
 """
 
 import os
@@ -18,15 +18,15 @@ from trimtab.storage.watched import ALARMS
 from trimtab.trainers import Metrics, RlConfig
 
 PROBES = "probes.jsonl"
-"""File of the means of each probe by prompt, a line for each step."""
+"""File of the means of each probe by prompt, one line per step."""
 
 
 class RunMonitor:
     """A :data:`~trimtab.trainers.rl.Monitor` of one alignment; use as a context manager.
 
     Args:
-        context: of the stage; its ``alarms`` section may be None.
-        config: of the alignment.
+        context: context of the stage; its ``alarms`` section may be None.
+        config: configuration of the alignment.
     """
 
     def __init__(self, context: Context, config: RlConfig) -> None:
@@ -38,7 +38,7 @@ class RunMonitor:
         self._raised = 0
         self._project: Path | None = None
         if settings is not None and settings.queue is not None:
-            from trimtab.pipeline.alarm_queue import queue_samples  # needs the extra web: said before training
+            from trimtab.pipeline.alarm_queue import queue_samples  # needs the extra web, so it fails before training
 
             self._project, self._queue_samples = Path(os.path.expanduser(settings.queue)), queue_samples
 
@@ -51,7 +51,7 @@ class RunMonitor:
                 stack.callback(log.close)
 
     def __call__(self, step: int, rollouts: Sequence[Rollout]) -> Metrics:
-        """The numbers of a step, from 1; tells the console of alarms."""
+        """The numbers of a step, from 1; prints alarms on the console."""
         metrics: Metrics = {}
         if self._gold is not None:
             metrics["gold"] = sum(float(self._gold(r.prompt, r.completion)) for r in rollouts) / len(rollouts)
@@ -71,7 +71,7 @@ class RunMonitor:
         return metrics | means | {"alarms": float(self._raised)}
 
     def _queue(self, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout]) -> None:
-        """Put the answers behind an alarm into the annotation project; training continues if there is none."""
+        """Put the answers of an alarm into the annotation project; if that fails, training continues."""
         if self._project is None:
             return
         try:
@@ -81,7 +81,7 @@ class RunMonitor:
         self._context.ui.say(f"    {text}")
 
     def _begin(self, alarms: RunAlarms, step: int) -> tuple[MetricsLog, MetricsLog]:
-        """Open the logs, without lines of this step and later ones, and rebuild the tests from the earlier steps."""
+        """Open the logs without lines of this and later steps, and rebuild the tests from the earlier steps."""
         self._logs = logs = (MetricsLog(self._folder, step - 1, PROBES), MetricsLog(self._folder, step - 1, ALARMS))
         for row in read_metrics(self._folder / PROBES):
             alarms.add(row["means"])

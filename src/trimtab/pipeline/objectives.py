@@ -1,4 +1,4 @@
-"""A reward model of several objectives: preferences by criterion, and one evaluation for each."""
+"""A reward model of several objectives: preferences by criterion, and one evaluation for each objective."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ def of_criteria(preferences: Sequence[Preference], objectives: Sequence[str], so
     """The preferences that a reward model with these objectives learns from.
 
     Raises:
-        DataError: no preference is about an objective, or, without objectives, they are about several criteria.
+        DataError: an objective has no preference, or there are several criteria but no objectives.
     """
     counts = Counter(p.criterion for p in preferences)
     if not objectives:
@@ -43,7 +43,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def by_criterion(preferences: Sequence[Preference]) -> dict[str, list[int]]:
-    """Places of the preferences about each criterion."""
+    """Indices of the preferences about each criterion."""
     places: dict[str, list[int]] = {}
     for i, p in enumerate(preferences):
         places.setdefault(p.criterion, []).append(i)
@@ -51,8 +51,8 @@ def by_criterion(preferences: Sequence[Preference]) -> dict[str, list[int]]:
 
 
 def baselines(chosen: Sequence[Preference], train: Sequence[Preference]) -> dict[str, list[list[float]]]:
-    """Scores of the baselines, each criterion's learned from the training preferences about it."""
-    from trimtab.evals.baselines import baseline_scores  # with NumPy and SciPy
+    """Scores of the baselines, learned for each criterion from the training preferences about it."""
+    from trimtab.evals.baselines import baseline_scores  # imports NumPy and SciPy
 
     scores: dict[str, list[list[float]]] = {}
     for criterion, places in by_criterion(chosen).items():
@@ -67,7 +67,7 @@ def baselines(chosen: Sequence[Preference], train: Sequence[Preference]) -> dict
 def evaluations(
     chosen: Sequence[Preference], scores: Sequence[Sequence[float]], baseline: Mapping[str, Sequence[Sequence[float]]]
 ) -> Iterator[tuple[str, RewardModelEval]]:
-    """The evaluation of each objective by itself."""
+    """The evaluation of each objective separately."""
     for criterion, places in by_criterion(chosen).items():
         own: dict[str, Any] = {name: [rows[i] for i in places] for name, rows in baseline.items()}
         yield (

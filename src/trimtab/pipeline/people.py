@@ -17,11 +17,11 @@ from trimtab.storage.tasks import unusable
 
 
 class AppPeople:
-    """The queue of an annotation project; the app itself runs where people reach it.
+    """The queue of an annotation project; the app itself is a separate process.
 
     Args:
-        context: of the stage that asks.
-        config: which project, and how long to wait.
+        context: context of the stage that needs judgements.
+        config: the project, and how long to wait.
     """
 
     def __init__(self, context: Context, config: HumanConfig) -> None:
@@ -56,7 +56,7 @@ class AppPeople:
         return fitting
 
     def ask(self, items: Sequence[Comparison], overlap: int) -> None:
-        """Have ``overlap`` people judge each item; items already in the queue stay there."""
+        """Queue items for ``overlap`` people each; items already in the queue stay there."""
         added, _ = self._store.add(self._task(item, overlap) for item in items)
         if overlap > 1 and added < len(items):
             self._store.raise_overlap([item.id for item in items], overlap)
@@ -64,7 +64,7 @@ class AppPeople:
             self._say(f"  {added} items are waiting for people {self.where}")
 
     def wait(self, items: Sequence[Comparison], enough: float = 1.0) -> None:
-        """Return when the share ``enough`` of the needed judgements is in.
+        """Return when the share ``enough`` of the needed judgements is stored.
 
         Raises:
             Interrupted: after ``wait_minutes``, or after Ctrl-C; the message says where people judge.
@@ -89,7 +89,7 @@ class AppPeople:
     def judgements(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
         """People's judgements of these items so far, and the ids of retired items.
 
-        They are in the order of each person's first judgement of an item; a changed judgement keeps its place.
+        They are ordered by each person's first judgement of an item, so a changed judgement keeps its place.
         """
         snapshot = take_snapshot(self._store)
         wanted = {item.id for item in items}
@@ -102,7 +102,7 @@ class AppPeople:
 
     @property
     def where(self) -> str:
-        """How people open the queue, as part of a sentence."""
+        """Part of a sentence: how people open the queue."""
         address = self._store.address
         return f"at {address} (started with `{self._command}`)" if address else f"with `{self._command}`"
 

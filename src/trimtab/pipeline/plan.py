@@ -38,14 +38,14 @@ from trimtab.trainers import (
 
 
 def make_plan(config: RunConfig, recipe: Path, runs: Path, *, machine: str | None = None) -> dict[str, Any]:
-    """Stages with their state, sizes and costs, and the objective as a formula.
+    """The plan: stages with their state, sizes and costs, and the objective as a formula.
 
     Args:
         config: the recipe; contradictions were refused when it was loaded.
-        recipe: where it came from.
+        recipe: file of the recipe.
         runs: folder of all runs; only read.
-        machine: times and memory are predicted for this row of :data:`~trimtab.pipeline.machines.MACHINES`; None: they
-            are estimated for the machine at hand, whose speed is measured for a moment.
+        machine: row of :data:`~trimtab.pipeline.machines.MACHINES` for which times and memory are predicted; None: they
+            are estimated for this machine, whose speed is measured briefly.
 
     Raises:
         ConfigError: there is no such machine, or a reference that follows the policy would first be updated after the
@@ -161,7 +161,7 @@ def objective(config: RunConfig) -> list[str]:
 
 
 def _ending(config: OnlineConfig) -> list[str]:
-    """Which weights the run ends with, where it need not be the last ones."""
+    """Lines about the weights that the run ends with, if they need not be the last ones."""
     parts = []
     if config.select != "last":
         parts.append(f"ends with the checkpoint whose {config.select} score is highest")
@@ -174,7 +174,7 @@ def _ending(config: OnlineConfig) -> list[str]:
 
 
 def _check_shares(config: RunConfig, preferences: int) -> None:
-    """Refuse parts of the preferences that are too small for a reward model, where their number is known."""
+    """If the number of preferences is known, refuse parts that are too small for a reward model."""
     reward = config.reward
     if reward is None or len(reward.shares) < 2 or not preferences:
         return
@@ -240,7 +240,7 @@ def warnings(config: RunConfig) -> list[str]:
 
 
 def here(config: ModelConfig) -> Machine:
-    """The machine at hand: its matrix products are measured, its memory and bandwidth are not limits."""
+    """This machine: its matrix products are measured; its memory and bandwidth are not treated as limits."""
     accelerator = config.device != "cpu" and torch.cuda.is_available()
     dtype = compute_dtype(config, torch.device("cuda")) if accelerator else torch.float32
     rate = matmul_rate("cuda" if accelerator else "cpu", dtype)
@@ -255,7 +255,7 @@ def here(config: ModelConfig) -> Machine:
 
 
 def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Floating point operations per second of a square product, measured for a moment."""
+    """Floating point operations per second of a square matrix product, measured briefly."""
     size = 1024 if device == "cpu" else 8192
     a, best = torch.randn(size, size, device=device, dtype=dtype), 1e9
     for _ in range(8):

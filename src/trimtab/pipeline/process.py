@@ -1,4 +1,4 @@
-"""The process reward model of a run: labels of steps from a file or from rollouts, training, and its scores."""
+"""The process reward model of a run: labels of steps from a file or from rollouts, training, and scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from trimtab.trainers.shares import drawn_by_share
 
 
 def run_process(context: Context) -> tuple[Counts, list[str]]:
-    """Train the process reward model, and measure on held-out prompts whether it finds the first wrong step."""
+    """Train the process reward model, and measure on held-out prompts how often it finds the first wrong step."""
     config, folder = context.config.process, context.folder("process")
     assert config is not None
     backbone = context.trunk()
@@ -51,7 +51,7 @@ def run_process(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) -> tuple[list[StepLabel], Counts]:
-    """All labels of steps, those of the file first; prompts that are set aside for the evaluation are left out."""
+    """All labels of steps, labels of the file first, without prompts that are set aside for the evaluation."""
     labels: list[StepLabel] = []
     counts: Counts = {}
     data = context.config.data
@@ -85,16 +85,16 @@ def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutLabels:
-    """Labels of steps that rollouts gave."""
+    """Labels of steps from rollouts."""
 
     labels: list[StepLabel]
-    """One for each different solution."""
+    """One label for each different solution."""
     rate: float
     """Share of the solutions that are right."""
     answers: int
-    """Solutions drawn."""
+    """Number of solutions drawn."""
     tries: int
-    """Rollouts drawn from their steps."""
+    """Number of rollouts drawn from their steps."""
 
 
 def label_by_rollouts(
@@ -106,21 +106,21 @@ def label_by_rollouts(
     seed: int,
     group: Group = ALONE,
 ) -> RolloutLabels:
-    """Draw solutions, and label each step by what the model makes of it.
+    """Draw solutions, and label each step by how often the model's continuations from it end right.
 
     y_t = (1/N) Σ_n 1[try n from step t ends right], or with ``hard`` labels max_n; y_T of the last step is whether the
     solution is right. Source: Wang et al. 2023 (Math-Shepherd, arXiv 2312.08935), section 3.3.
 
     Args:
         backbone: the model.
-        prompts: to solve, the same on every rank.
-        config: how many solutions and rollouts, and who verifies them.
+        prompts: prompts to solve, the same on every rank.
+        config: number of solutions and rollouts, and their verifier.
         separator: what separates the steps of a solution.
-        seed: of the solutions; the rollouts have the next one.
-        group: the ranks; each draws solutions and rollouts by its share, and has its share of them verified.
+        seed: seed of the solutions; the rollouts use the next seed.
+        group: the ranks; each draws its share of solutions and rollouts, and verifies its share.
 
     Raises:
-        DataError: fewer solutions are right than ``least``.
+        DataError: the share of right solutions is below ``least``.
     """
     draw = partial(make_sampler(backbone, config.sampler).generate, adapter=None, seed=seed, group=config.answers)
     drawn = drawn_by_share(group, "solutions of process", prompts, draw, answers=config.answers)
@@ -178,7 +178,7 @@ def _share(right: Sequence[bool], config: RolloutLabelsConfig) -> float:
 
 
 def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLabel]) -> dict[str, Any]:
-    """How well the first wrong step is found, and how often the most frequent one is it."""
+    """How well the first wrong step is found, compared with always naming the most frequent one."""
     truth: list[First] = [label.first_wrong for label in labels]
     try:
         predicted = [first_wrong(row) for row in score_solutions(role, solutions)]
@@ -196,7 +196,7 @@ def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLab
 
 
 def first_error_line(facts: Mapping[str, Any], solutions: str) -> str:
-    """What :func:`measured` gives, in words; ``solutions`` says which ones they are."""
+    """The result of :func:`measured` in words; ``solutions`` describes the solutions."""
     if facts["first_error_f1"] is None:
         return f"the first wrong step is not measured: {facts['reason']}"
     f1 = facts["first_error_f1"]

@@ -1,4 +1,4 @@
-"""A run's process reward model measured on a file of judged steps: ProcessBench, PRMBench, or any other."""
+"""Measures a run's process reward model on a file of judged steps: ProcessBench, PRMBench, or any other."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from trimtab.trainers.process import Solution, encode_solutions, score_solutions
 
 
 def process_source(config: RunConfig, recipe: Path, source: str) -> bool:
-    """True: the first row of a file has judged steps, so it is the process reward model that it measures.
+    """True: the first row of a file has judged steps, so the file measures the process reward model.
 
     Raises:
-        ConfigError: it has, and the recipe has no process reward model.
+        ConfigError: the file has judged steps, but the recipe has no process reward model.
     """
     columns = _first_columns(locate(source, recipe.parent))
     if not (has_prm_bench_columns(columns) or has_step_columns(columns)):
@@ -40,7 +40,7 @@ def process_source(config: RunConfig, recipe: Path, source: str) -> bool:
 
 
 def _first_columns(path: str) -> Mapping[str, Any]:
-    """The columns of the first row; none where the file has no rows that can be read."""
+    """The columns of the first row; empty if the file has no readable rows."""
     try:
         row = next(iter(read_rows(path, limit=1)), None)
     except DataError:
@@ -49,9 +49,9 @@ def _first_columns(path: str) -> Mapping[str, Any]:
 
 
 def evaluate_process(config: RunConfig, recipe: Path, run: RunFolder, source: str) -> dict[str, Any]:
-    """Score the steps of a file with the trained process reward model, and write what comes out.
+    """Score the steps of a file with the trained process reward model, and write the result.
 
-    A step counts as right where its logit is above 0.
+    A step counts as right if its logit is above 0.
 
     Args:
         config: the resolved recipe, whose process stage is done.
@@ -60,8 +60,8 @@ def evaluate_process(config: RunConfig, recipe: Path, run: RunFolder, source: st
         source: a file of judged steps.
 
     Returns:
-        what was written to ``reward-evaluation/NAME.json`` in the run's folder: ``source``, ``counts``, and either
-        ``prm_bench`` (scores by name, and ``all_right``, those of a model that calls every step right) or
+        the content of ``reward-evaluation/NAME.json`` in the run's folder: ``source``, ``counts``, and either
+        ``prm_bench`` (scores by name, and ``all_right``, the scores of a model that calls every step right) or
         ``first_error``, as in ``process.json``.
 
     Raises:
@@ -109,7 +109,7 @@ def _encoded(
     """Solutions as tokens with their labels, and counts.
 
     Raises:
-        DataError: none fits.
+        DataError: no solution fits.
     """
     config = context.config.process
     assert config is not None
@@ -125,7 +125,7 @@ def _encoded(
 
 
 def none_scored(counts: Mapping[str, int]) -> str:
-    """Why no solution can be scored, and the next step; only a solution that is too long needs a larger context."""
+    """Why no solution can be scored, and the next step: a larger context if solutions are too long."""
     words = {
         "too_long": "do not fit model.context",
         "unrendered": "cannot be written with the model's chat template",

@@ -11,7 +11,7 @@ from trimtab.trainers.defaults import Kind, Stage, default_lr
 from trimtab.trainers.guard import FEWEST
 
 FAR = 5.0
-"""Rates above this many times the default cause a warning."""
+"""Rates above this multiple of the default cause a warning."""
 
 SLOW = 100.0
 """Rates below the default divided by this cause a warning."""
@@ -44,7 +44,7 @@ def rate_lines(config: RunConfig) -> list[str]:
 
 
 def rate_warnings(config: RunConfig) -> list[str]:
-    """Warnings of rates, epochs and limits far outside the usual range, for a recipe with all rates filled in."""
+    """Warnings about rates, epochs and limits far outside the usual range, for a recipe with all rates filled in."""
     lines = []
     for name, key, stage, optimizer in _optimizers(config):
         assert optimizer.lr is not None

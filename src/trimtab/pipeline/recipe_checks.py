@@ -1,7 +1,7 @@
-"""Sections of a recipe that cannot work together.
+"""Checks that the sections of a recipe can work together.
 
-Each section has a function that yields what contradicts it: the value, what was expected, and what to change. A value
-that is wrong by itself is refused earlier, by the section's own class.
+Each section has a function that yields contradictions: the value, what was expected, and what to change. A value that
+is wrong in itself is refused earlier, by the section's own class.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:  # config.py imports this module
 
 
 def check_recipe(config: RunConfig) -> None:
-    """Refuse sections that cannot work together. Each section has a function that yields what contradicts it.
+    """Refuse sections that cannot work together.
 
     Raises:
-        ConfigError: with the sections and what to add or remove.
+        ConfigError: the recipe contradicts itself; the message names the sections and what to add or remove.
     """
     problems = [problem for check in _CHECKS for problem in check(config)]
     if problems:
@@ -134,7 +134,7 @@ def _check_hybrid(label: LabelConfig, config: RunConfig) -> Iterator[str]:
     if people == "simulated" and not config.gold:
         yield "label.people is 'simulated' and needs gold, the simulated annotators' utility"
     if config.people_of_hybrid == "app":
-        for name in ("overlap", "enough"):  # by value and not by model_fields_set: a resolved recipe sets everything
+        for name in ("overlap", "enough"):  # by value, because a resolved recipe sets all fields
             if (value := getattr(label.human, name)) != 1:
                 yield (
                     f"label.human.{name} is {value:g}, but only source 'human' uses it; with 'hybrid' the router "
@@ -172,7 +172,7 @@ def _check_reward(config: RunConfig) -> Iterator[str]:
 
 
 def _check_objectives(config: RunConfig) -> Iterator[str]:
-    """A reward model of several criteria."""
+    """Check a reward model of several criteria."""
     reward, label, sources = config.reward, config.label, config.rewards or {}
     objectives = () if reward is None else reward.objectives
     named = {name: s.objective for name, s in sources.items() if isinstance(s, ModelReward)}
@@ -215,7 +215,7 @@ def _check_objectives(config: RunConfig) -> Iterator[str]:
 
 
 def _check_annotators(config: RunConfig) -> Iterator[str]:
-    """Learning from single votes, and margins."""
+    """Check learning from single votes, and margins."""
     reward, label = config.reward, config.label
     if reward is not None and reward.annotators:
         if label is None:
@@ -245,7 +245,7 @@ def _check_annotators(config: RunConfig) -> Iterator[str]:
 
 
 def _check_several_models(config: RunConfig) -> Iterator[str]:
-    """An ensemble, and a held-out reward model."""
+    """Check an ensemble, and a held-out reward model."""
     reward, sources = config.reward, config.rewards or {}
     several = reward is not None and (reward.split or reward.ensemble is not None)
     if reward is not None and several:
@@ -319,7 +319,7 @@ def _check_process(config: RunConfig) -> Iterator[str]:
 
 
 def soft_labels_expected(config: RunConfig) -> str | None:
-    """Why the ``label`` section is certain to give soft labels, as settings; None: it need not."""
+    """The settings that make the ``label`` section give soft labels; None: it need not give them."""
     label = config.label
     if label is None or config.sample is None or config.sample.answers != 2 or label.aggregate.labels == "hard":
         return None

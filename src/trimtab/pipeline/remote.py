@@ -1,7 +1,7 @@
-"""Samplers and scorers of alignment on a Ray cluster: what each process builds, and when they live.
+"""Samplers and scorers of alignment on a Ray cluster: what each process builds, and when they start and end.
 
-A process reads the recipe's model and the run's folder by itself, so both must be there on every machine, as they are
-on a shared file system. What changes while the policy is trained, the adapter, is sent to it.
+Each process reads the recipe's model and the run's folder itself, so every machine needs both, for example on a shared
+file system. While the policy is trained, only the changed adapter is sent to the processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,30 +34,30 @@ from trimtab.storage import RunFolder
 
 Made = TypeVar("Made")
 Build = Callable[[RunConfig, Path, Path], Made]
-"""A function at the top of a module: (configuration, recipe, folder of the run) → what a process runs."""
+"""A function at the top of a module: (configuration, recipe, folder of the run) → the worker of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """What other processes do for alignment."""
+    """The parts of alignment that run in other processes."""
 
     sampler: Sampler | None = None
-    """None: this process draws."""
+    """The remote sampler; None: this process draws."""
     scorer: Scorer | None = None
-    """None: this process scores."""
+    """The remote scorer; None: this process scores."""
 
 
 @contextmanager
 def remote_workers(
     context: Context, policy: Role, build_sampler: Build[SamplerWorker], build_scorer: Build[ScorerWorker]
 ) -> Iterator[Remote]:
-    """The samplers and scorers that ``scale`` asks for; they end with the context. None unless its kind is ``ray``.
+    """The samplers and scorers that ``scale`` configures, until the context ends; both None unless its kind is ``ray``.
 
     Args:
-        context: of the stage.
-        policy: whose answers are drawn.
-        build_sampler: makes what a sampler's process runs.
-        build_scorer: makes what a scorer's process runs.
+        context: context of the stage.
+        policy: the policy that draws answers.
+        build_sampler: builds the worker of a sampler process.
+        build_scorer: builds the worker of a scorer process.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -91,7 +91,7 @@ def remote_workers(
 
 
 def facts_of(config: RunConfig) -> Facts:
-    """What must be the same for all processes of a run."""
+    """Facts that must be equal in all processes of a run."""
     return {
         "trimtab": __version__,
         "torch": torch.__version__,
@@ -100,7 +100,7 @@ def facts_of(config: RunConfig) -> Facts:
 
 
 def reading_context(config: RunConfig, recipe: Path, run: Path) -> Context:
-    """A stage's surroundings in a process that only reads."""
+    """The context of a stage in a process that only reads."""
     fast_cpu.install()
     torch.set_num_threads(config.threads or config.scale.cluster.cpus)
     return Context(config=config, recipe=recipe, run=RunFolder(run, create=False), ui=Silent())
