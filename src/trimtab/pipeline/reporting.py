@@ -62,7 +62,7 @@ from trimtab.storage import read_json, read_metrics, read_record
 from trimtab.trainers import HELDOUT, METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
-"""Name, inside a sentence, of the model that training started from."""
+"""Name of the model that training started from, for use inside a sentence."""
 
 CAPTIONS = {
     "base": "before any training here",
@@ -71,7 +71,7 @@ CAPTIONS = {
     "policy": "after learning from preferences",
     "best_of": "the sampled answer with the highest reward",
 }
-"""Each model's training, for a reader who does not know the names of methods."""
+"""Description of each model's training for readers who do not know the names of methods."""
 
 NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they follow."
 GOLD = "“Gold” is a simulated utility."
@@ -89,7 +89,7 @@ GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
-    """Write ``report.html`` and ``report.json``; the newest round's are then copied to the top of the run's folder."""
+    """Write ``report.html`` and ``report.json``; those of the newest round are then copied to the run's folder."""
     data = collect(context)
     write_report(data, context.folder("report"))
     context.ui.say(f"  report: {context.run.first.path / 'report.html'}")
@@ -111,7 +111,7 @@ def collect(context: Context) -> ReportData:
     names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
     models = result.models
     first, last = models[0], models[-1]
-    before = models[-2] if len(models) > 1 else first  # the KL is measured from this one
+    before = models[-2] if len(models) > 1 else first  # the KL is measured from this model
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
@@ -179,7 +179,7 @@ def training_alarms(context: Context) -> tuple[Alarm, ...]:
 
 
 def _fall(context: Context) -> tuple[Alarm, ...]:
-    """A collapse after which the run went on with earlier weights (``align.guard.on_fall: keep``)."""
+    """A collapse after which the run continued with earlier weights (``align.guard.on_fall: keep``)."""
     status = context.run.status("align")
     counts = {} if status is None else status.counts or {}
     if "fell_apart_at_step" not in counts:
@@ -194,7 +194,7 @@ def _fall(context: Context) -> tuple[Alarm, ...]:
 
 
 def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str, str]:
-    """Why a part of the page is empty, by its name."""
+    """Reasons why parts of the page are empty, by name of the part."""
     missing: dict[str, str] = {}
     if blind.stale:
         missing["readings"] = (
@@ -223,7 +223,7 @@ def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str
 
 
 def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated: bool) -> str:
-    """Who gave the preferences, who judged the held-out answers, and what is simulated."""
+    """The notice: who gave the preferences, who judged the held-out answers, and what is simulated."""
     people = {r.reader for r in blind.readings if r.kind == "human"}
     nobody = "" if people or {"human", "imported"} & sources else NOBODY
     if run.label is None:
@@ -260,14 +260,14 @@ def _sources(context: Context) -> dict[Section, Source]:
 
 
 def _label_sources(context: Context) -> set[str]:
-    """The sources of the judgements themselves, so that simulated ones are named whatever the recipe says."""
+    """Sources as stored in the judgements, so that simulated ones are named whatever the recipe says."""
     if context.config.label is None:
         return set()
     return {j.source for j in read_records(context.folder("label") / "judgements.jsonl", Judgement)}
 
 
 def _capability(context: Context) -> tuple[CapabilityReport | None, tuple[Alarm, ...]]:
-    """What the training stages measured before and after them."""
+    """The capability checks before and after the training stages."""
     run, names = context.config, model_names(context.config, context.run.number)
     models: dict[str, Capability] = {}
     trained = [("sft", "sft", context.folder("sft"))] if run.sft is not None else []
@@ -321,7 +321,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
 
 
 def _climbed(run: RunConfig) -> str:
-    """What the proxy is: the rewards by the recipe's names, or the reward model."""
+    """Description of the proxy: the rewards by the recipe's names, or the reward model."""
     if not run.rewards:
         return "the reward model"
     return f"the reward{'s' if len(run.rewards) > 1 else ''} {' and '.join(f'“{name}”' for name in run.rewards)}"
@@ -334,7 +334,7 @@ def judges_of(run: RunConfig) -> dict[str, str]:
 
 
 def _origin(run: RunConfig) -> str:
-    """Where the preferences came from, in a run that labels nothing."""
+    """Origin of the preferences in a run that labels nothing."""
     for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
             return f"The {what} were imported from a file; see the provenance below."
@@ -342,7 +342,7 @@ def _origin(run: RunConfig) -> str:
 
 
 def model_names(run: RunConfig, number: int = 1) -> dict[str, str]:
-    """The page's name for each model; the aligned one has its method's, or from round 2 on its round's."""
+    """The page's name for each model; the aligned model is named by its method, or from round 2 on by its round."""
     label = "" if run.align is None else METHODS[run.align.method].label
     if number > 1:
         label = f"Round {number}"
@@ -366,7 +366,7 @@ def machine() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's name if the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
@@ -494,7 +494,7 @@ def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[
 
 
 def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where each score turned, and the forms fitted to it; nothing for a method that climbs no reward."""
+    """Where each score turned, and the forms fitted to it; empty for a method that maximises no reward."""
     turns: list[Turn] = []
     fits: list[GaoFit] = []
     if not isinstance(context.config.align, OnlineConfig):

@@ -1,4 +1,4 @@
-"""A run's reward model measured on preferences: its own held-out ones, or any file's."""
+"""Measures a run's reward model on preferences: the run's held-out ones, or those of any file."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ from trimtab.trainers import (
 HELDOUT = "heldout"
 """Name of the preferences that were kept out of training."""
 EDITED = 200
-"""Most preferences whose answers are edited and scored again."""
+"""Maximum number of preferences whose answers are edited and scored again."""
 FITTED = 512
-"""Most training preferences whose hidden states say what is known."""
+"""Maximum number of training preferences whose hidden states define which answers are unusual."""
 
 
 class RewardEvaluation(Record):
@@ -48,17 +48,17 @@ class RewardEvaluation(Record):
     evaluation: RewardModelEval
     """Accuracy, calibration and baselines."""
     edits: tuple[EditEffect, ...]
-    """What edits of the answers change."""
+    """Effects of edits of the answers."""
     outliers: Estimate
-    """Share of answers further from the training answers than 99 % of those are."""
+    """Share of answers that are further from the training answers than 99 % of the training answers are."""
     ceiling: Estimate | None
-    """How often one annotator agrees with the others; None: other preferences, or the run did not measure it."""
+    """How often one annotator agrees with the others; None: the preferences are from a file, or it was not measured."""
     counts: dict[str, int]
-    """Preferences that were measured, and those left out by reason."""
+    """Number of preferences measured, and of those left out, by reason."""
     objectives: dict[str, RewardModelEval] = Field(default_factory=dict)
-    """Evaluation of each objective; empty, and not in the file, where the reward model has one score."""
+    """Evaluation of each objective; empty, and not in the file, if the reward model has one score."""
     reward_bench: dict[str, Estimate] = Field(default_factory=dict)
-    """Score of each subset; empty, and not in the file, for other files than RewardBench 2."""
+    """Score of each subset; empty, and not in the file, for files other than RewardBench 2."""
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -69,7 +69,7 @@ class RewardEvaluation(Record):
 def evaluate_reward(
     config: RunConfig, recipe: Path, run: RunFolder, source: str, *, slice_by: str | None = None
 ) -> RewardEvaluation:
-    """Score preferences with the trained reward model, and write what comes out.
+    """Score preferences with the trained reward model, and write the result.
 
     Args:
         config: the resolved recipe, whose reward stage is done.
@@ -127,7 +127,7 @@ class _Encoded:
 
 
 def _split(context: Context, role: Role) -> tuple[_Encoded, _Encoded]:
-    """The run's own preferences: training, then held out, split as the reward stage did."""
+    """The run's own preferences: training and held-out, split as in the reward stage."""
     config = context.config.reward
     assert config is not None
     rankings, preferences, _ = usable_rankings(
@@ -155,7 +155,7 @@ def _held_out(held: _Encoded) -> _Encoded:
 
 
 def _read(context: Context, role: Role, source: str, *, bench: bool) -> tuple[_Encoded, dict[str, int]]:
-    """The preferences of a file that can be scored, and how many cannot, by reason.
+    """The preferences of a file that can be scored, and the number of others by reason.
 
     Raises:
         DataError: none can be scored.
@@ -200,7 +200,7 @@ def _rescored(
 
 
 def _outliers(role: Role, train: _Encoded, measured: _Encoded) -> Estimate:
-    """Share of answers further from the training answers than 99 % of those are; clustered by prompt."""
+    """Share of answers further from the training answers than 99 % of the training answers are; clustered by prompt."""
     try:
         known = known_answers(hidden_states(role, train.rankings[:FITTED]), _prompts(train.preferences[:FITTED]))
     except TrainingError as error:

@@ -1,6 +1,6 @@
 """The reward models of a run: one, an ensemble on one trunk, and one that only judges; and how they are loaded.
 
-Each model is a part of the ``reward`` stage with a file of its own; :mod:`trimtab.pipeline.reward_training` makes it.
+Each model is a part of the ``reward`` stage with its own file; :mod:`trimtab.pipeline.reward_training` makes it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from trimtab.trainers import (
 )
 
 SMALLEST_PART = 8
-"""Fewest prompts that a reward model of its own is trained on."""
+"""Minimum number of prompts for a separate reward model."""
 
 WORDS = "words"
 """Name of the bag of words."""
@@ -38,11 +38,11 @@ class Part:
     name: str
     """``reward`` is the first one; then ``member_2`` and so on, ``words``, ``heldout``."""
     places: list[int]
-    """The preferences that it learns from."""
+    """Indices of the preferences that it learns from."""
 
     @property
     def judges(self) -> bool:
-        """True: it is not trained on and only judges."""
+        """True: the policy is not trained on it; it only judges."""
         return self.name == HELDOUT
 
     @property
@@ -62,9 +62,9 @@ def reward_parts(config: RewardStageConfig, prompts: Sequence[str], train: Seque
 
     Args:
         config: the section ``reward``.
-        prompts: id of every preference's prompt; one prompt's preferences stay together.
-        train: preferences that are not held out.
-        seed: of the halves.
+        prompts: id of each preference's prompt; preferences of a prompt stay together.
+        train: indices of the preferences that are not held out.
+        seed: seed of the halves.
 
     Raises:
         DataError: a model would learn from fewer than 8 prompts.
@@ -99,7 +99,7 @@ def _halves(places: Sequence[int], prompts: Sequence[str], seed: int) -> tuple[l
 
 
 def reward_backbone(context: Context, trunk: Backbone | None) -> Backbone:
-    """What reward models are adapters on: the policy's trunk, or a model of their own."""
+    """The model on which reward models are adapters: the policy's trunk, or a separate model."""
     config = context.config.reward
     assert config is not None
     if config.model is not None:
@@ -118,7 +118,7 @@ def reward_role(context: Context, backbone: Backbone, name: str = FIRST) -> Role
 def combined_scores(
     config: EnsembleConfig, scored: Mapping[str, Sequence[Sequence[float]]], scales: Mapping[str, tuple[float, float]]
 ) -> list[list[float]]:
-    """The combined score of every answer; the held-out model has no part in it."""
+    """The combined score of every answer, without the held-out model."""
     normalised = [
         [[(x - mean) / std for x in row] for row in scored[name]]
         for name, (mean, std) in scales.items()
@@ -137,7 +137,7 @@ def load_reward_models(
 ) -> RewardModels:
     """The trained reward models, each normalised over the same answers.
 
-    ``heldout``: True: with the one that only judges, if the run has one.
+    ``heldout``: True: include the model that only judges, if the run has one.
     """
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
@@ -202,7 +202,7 @@ def _load_model(
 def load_ranking_scorer(
     context: Context, backbone: Backbone
 ) -> tuple[Role, Callable[[Sequence[Ranking], Sequence[Preference]], list[list[float]]]]:
-    """The first reward model's role, and the scores of preferences' answers by the models that are trained on."""
+    """The first reward model's role, and a function that scores answers by the models that the policy is trained on."""
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
     models = [model for model in read_trained(folder).models if not model.judges]
@@ -224,13 +224,13 @@ def load_ranking_scorer(
 
 def word_score(text: str, weights: Mapping[str, float]) -> float:
     """Score of a text by the bag of words, :func:`trimtab.evals.baselines.word_score`."""
-    from trimtab.evals import baselines  # with NumPy
+    from trimtab.evals import baselines  # imports NumPy
 
     return baselines.word_score(text, weights)
 
 
 def counts_of(parts: Sequence[Part], held: Sequence[int]) -> Counts:
-    """What the stage says about its parts."""
+    """Counts that the stage reports about its parts."""
     train = {place for part in parts for place in part.places}
     counts: Counts = {"preferences": len(train), "held_out": len(held)}
     if len(parts) > 1:

@@ -1,4 +1,4 @@
-"""``reward.json``: what normalises the scores of reward models, and how good they are on held-out preferences."""
+"""``reward.json``: normalisation of reward models' scores, and their accuracy on held-out preferences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from trimtab.storage import read_record
 from trimtab.storage.run import REPLACE
 
 FILE = "reward.json"
-"""Its name in the folder of the reward stage."""
+"""Name of the file in the folder of the reward stage."""
 
 FIRST = "reward"
-"""The first reward model's name."""
+"""Name of the first reward model."""
 
 
 class RewardModel(Record):
@@ -28,43 +28,43 @@ class RewardModel(Record):
     file: str
     """File of its weights in the stage's folder."""
     judges: bool
-    """True: it is not trained on and only judges."""
+    """True: the policy is not trained on it; it only judges."""
     mean: float
-    """Mean of its scores over answers it was trained on."""
+    """Mean of its scores over answers that it was trained on."""
     std: float
     """Their standard deviation, at least 0.001."""
     preferences: int
-    """How many preferences it learned from."""
+    """Number of preferences that it learned from."""
 
 
 class Objective(Record):
     """One objective of a reward model that has several."""
 
     mean: float
-    """Mean of its scores over answers it was trained on."""
+    """Mean of its scores over answers that it was trained on."""
     std: float
     """Their standard deviation, at least 0.001."""
     evaluation: RewardModelEval | None
-    """Accuracy on the held-out preferences about it; None: there are none."""
+    """Accuracy on the held-out preferences about this objective; None: there are none."""
 
 
 class RewardResult(Record):
     """The result of the reward stage."""
 
     mean: float
-    """Mean of the score that is trained on, the first model's or the ensemble's, over answers it was trained on."""
+    """Mean of the score that the policy is trained on (the first model's or the ensemble's) over training answers."""
     std: float
-    """Its standard deviation there, at least 0.001."""
+    """Standard deviation of that score, at least 0.001."""
     evaluation: RewardModelEval | None
     """Accuracy of that score on held-out preferences; None: none were held out."""
     models: tuple[RewardModel, ...] = ()
-    """The reward models, the held-out one last; empty in files from before a run could have several."""
+    """The reward models, the held-out one last; empty in files of versions that allowed only one."""
     errors: MemberErrors | None = None
     """The errors of several models together; None: there is one model, or no preference was held out."""
     objectives: dict[str, Objective] = Field(default_factory=dict)
-    """By name; empty, and not in the file, where the recipe names none."""
+    """Objectives by name; empty, and not in the file, if the recipe names none."""
     annotators: AnnotatorFacts | None = None
-    """What was learned about annotators; None, and not in the file, where they are all alike."""
+    """What was learned about annotators; None, and not in the file, if the model does not distinguish them."""
 
 
 def write_reward_result(folder: Path, result: RewardResult) -> None:
@@ -83,10 +83,10 @@ def read_reward_result(folder: Path) -> RewardResult:
 
 
 def read_trained(folder: Path, objectives: Sequence[str] = ()) -> RewardResult:
-    """Read the result for the use of its models: the first one and these objectives are there.
+    """Read the result, and check that the first reward model and these objectives are in it.
 
     Raises:
-        DataError: as :func:`read_reward_result`, or one of them is missing.
+        DataError: as for :func:`read_reward_result`, or one of them is missing.
     """
     result = read_reward_result(folder)
     missing = [f"the objective {name!r}" for name in objectives if name not in result.objectives]

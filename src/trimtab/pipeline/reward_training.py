@@ -1,7 +1,7 @@
-"""Training of a run's reward models: each part, its scale, and how good all are on held-out preferences.
+"""Trains a run's reward models: each part, its scale, and the accuracy of all on held-out preferences.
 
-Each model is a part of the ``reward`` stage with a file of its own. Adapters of all parts are added before any is
-trained, so that they share the states of the frozen layers.
+Each model is a part of the ``reward`` stage with its own file. Adapters of all parts are added before any is trained,
+so that they share the states of the frozen layers.
 """
 
 import math
@@ -48,7 +48,7 @@ def train_parts(
 ) -> tuple[RewardResult, list[str]]:
     """Train every part, normalise it, and measure all on the held-out preferences.
 
-    ``annotators``: by number, where the rankings have votes that are explained one by one.
+    ``annotators``: names by number, if the rankings have single votes.
 
     Returns:
         the result, and the files of the weights.
@@ -100,25 +100,25 @@ class _Data:
 
     @cached_property
     def train(self) -> list[int]:
-        """Places of the preferences that some part learns from, in their order."""
+        """Sorted indices of the preferences that any part learns from."""
         return sorted({place for part in self.parts for place in part.places})
 
     @cached_property
     def learned(self) -> set[int]:
-        """The same as a set."""
+        """The indices of :attr:`train` as a set."""
         return set(self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Differences:
-    """What a model learned about the differences between annotators."""
+    """Differences between annotators that a model learned."""
 
     facts: AnnotatorFacts
-    """For ``reward.json``, without the log-loss of held-out votes."""
+    """Facts for ``reward.json``, without the log-loss of held-out votes."""
     population: Population
-    """Their habits."""
+    """The annotators' habits."""
     taste: Any
-    """Their :class:`~trimtab.feedback.taste.Taste`; None: none is used."""
+    """The annotators' :class:`~trimtab.feedback.taste.Taste`; None: no taste is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +130,12 @@ class _Trained:
     words: Mapping[str, float]
     """Weight of each word in the bag of words; empty without one."""
     states: FrozenStates | None
-    """Of frozen layers, for the training rankings."""
+    """States of the frozen layers for the training rankings."""
     annotators: _Differences | None
-    """What the first one learned about annotators; None where they are all alike."""
+    """What the first part learned about annotators; None: the model does not distinguish them."""
 
     def scores(self, part: Part, places: Sequence[int], data: _Data, *, stored: bool = True) -> list[list[float]]:
-        """Raw scores of the answers at these places; ``stored``: True: with the states of the training rankings."""
+        """Raw scores of the answers at these indices; ``stored``: True: use the training rankings' stored states."""
         if part.name == WORDS:
             return [[word_score(c.text, self.words) for c in data.preferences[i].completions] for i in places]
         states = self.states if stored else None
@@ -143,7 +143,7 @@ class _Trained:
 
 
 def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequence[str]) -> _Trained:
-    """Train each part and save its weights; a part that was trained before an interruption is read."""
+    """Train each part and save its weights; parts that were trained before an interruption are loaded."""
     config, folder = context.config.reward, context.folder("reward")
     assert config is not None
     several = len(data.parts) > 1
@@ -161,7 +161,7 @@ def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequen
     differences: _Differences | None = None
     for part in data.parts:
         if part.name == WORDS:
-            from trimtab.evals.baselines import word_weights  # with SciPy, which takes a second
+            from trimtab.evals.baselines import word_weights  # imports SciPy, which takes a second
 
             words = word_weights([data.preferences[i] for i in part.places], seed=context.seed("reward"))
             write_json(folder / part.file, words)
@@ -191,7 +191,7 @@ def _train_part(
     """Train one language model in place.
 
     Returns:
-        its states of frozen layers, and what it learned about annotators if it is the first one.
+        the states of its frozen layers, and what it learned about annotators if it is the first part.
     """
     config = context.config.reward
     assert config is not None
@@ -229,7 +229,7 @@ def _model(part: Part, mean: float, std: float) -> RewardModel:
 def _measured_habits(
     context: Context, learned: _Differences, data: _Data, role: Role, annotators: int
 ) -> AnnotatorFacts:
-    """The annotators' facts, with the log-loss of the held-out votes where there are any."""
+    """The annotators' facts, with the log-loss of the held-out votes if there are any."""
     config, facts = context.config.reward, learned.facts
     assert config is not None
     places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
@@ -253,7 +253,7 @@ def _measured_habits(
 def _objective(
     context: Context, objective: str, data: _Data, trained: _Trained, evaluation: RewardModelEval | None
 ) -> Objective:
-    """One objective, with the scale of its scores over answers it was trained on."""
+    """One objective, with the scale of its scores over training answers."""
     assert context.config.reward is not None
     head = context.config.reward.objectives.index(objective)
     rankings = [data.rankings[i] for i in data.train if data.rankings[i].head == head][:NORMALISE]
@@ -270,7 +270,7 @@ def _measured(
     chosen: Sequence[Preference],
     preferences: Sequence[Preference],
 ) -> tuple[RewardModelEval, dict[str, RewardModelEval], MemberErrors | None]:
-    """Accuracy of the score that is trained on and of each objective, and the errors of all models together."""
+    """Accuracy of the policy's reward score and of each objective, and the errors of all models together."""
     assert context.config.reward is not None
     ensemble = context.config.reward.ensemble
     scores = heldout[FIRST] if ensemble is None else combined_scores(ensemble, heldout, scales)
@@ -312,7 +312,7 @@ def error_lines(errors: MemberErrors) -> list[str]:
 
 
 def _scale(name: str, values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of scores, the latter not below 0.001.
+    """Mean and standard deviation of scores; the latter is at least 0.001.
 
     Raises:
         NonFiniteError: a score is NaN or infinite.

@@ -1,4 +1,4 @@
-"""What each round of a run achieved, for the page."""
+"""The results of each round of a run, for the page."""
 
 from trimtab.evals import Evaluation, RoundRow
 from trimtab.feedback import Estimate
@@ -6,11 +6,11 @@ from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.storage import RunFolder
 
 JUDGES = ("gold", "proxy")
-"""Judges by which a round is described: the first one that the run has."""
+"""Judges whose win rates describe a round; the first one that the run has is used."""
 
 
 def round_rows(run: RunFolder) -> tuple[RoundRow, ...]:
-    """The rounds up to this one; empty for the first, which has nothing to be compared with."""
+    """The rounds up to this one; empty for the first round, which has no earlier round to compare with."""
     if run.number == 1:
         return ()
     return tuple(row for folder in (*run.earlier(), run) if (row := _row(folder)) is not None)

@@ -15,10 +15,10 @@ from trimtab.storage import RunFolder
 
 
 def open_run(path: Path) -> RunFolder:
-    """The folder of a run, not of one of its rounds.
+    """The folder of a run; a folder of one of its rounds is refused.
 
     Raises:
-        DataError: there is no run.
+        DataError: there is no run, or the folder is one of its rounds.
     """
     if not (path / "config.yaml").is_file():
         raise DataError(f"{path}: no run (there is no config.yaml in it); give a run's folder, for example runs/NAME")
@@ -29,18 +29,18 @@ def open_run(path: Path) -> RunFolder:
 
 
 def recipe_of(run: RunFolder) -> Path:
-    """The recipe's file, beside which relative data paths are looked up; the run's own copy where it has moved."""
+    """The recipe's file, whose folder relative data paths refer to; the run's own copy if the file has moved."""
     return origin(run.path / "config.yaml")
 
 
 def next_round(
     path: Path, votes: Path | None, *, database: str | None = None, overrides: Sequence[str] = (), ui: Ui | None = None
 ) -> RunFolder:
-    """Make the next round of a run from votes, or finish the one that was begun.
+    """Make the next round of a run from votes, or finish the round that was begun.
 
     Args:
         path: the run's folder.
-        votes: annotation project or export with the votes; None: those of the round that was begun.
+        votes: annotation project or export with the votes; None: the votes of the round that was begun.
         database: URL of a PostgreSQL database of the project.
         overrides: ``key=value`` settings of the round.
         ui: console.
@@ -49,8 +49,8 @@ def next_round(
         the round's folder.
 
     Raises:
-        DataError: there is no run, or no vote to learn from.
-        ConfigError: the last round is not finished, or was made from another one than the one that is there now.
+        DataError: there is no run, or there are no votes to learn from.
+        ConfigError: the last round is not finished, or the round it was made from has changed.
         StorageError: the run is being written.
     """
     run, ui = open_run(path), ui or Ui()
@@ -79,7 +79,7 @@ def next_round(
 
 
 def unfinished_round(run: RunFolder) -> RunFolder | None:
-    """The round from votes that was begun and is not finished; None: there is none."""
+    """The round from votes that was begun but is not finished; None: there is none."""
     return next((r for r in run.rounds() if _by_votes(r) and not _is_round_finished(r)), None)
 
 
@@ -87,7 +87,7 @@ def check_finished(run: RunFolder) -> None:
     """Refuse to build on a round that is not finished, or whose start has changed.
 
     Raises:
-        ConfigError: with the stage, and what to run.
+        ConfigError: the message names the stage, and what to run.
     """
     status = run.status("align")
     if status is None or status.state != "done":
@@ -120,7 +120,7 @@ def _is_round_finished(run: RunFolder) -> bool:
 
 
 def _config(before: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:
-    """The recipe of a round: that of the round before, labelled by votes."""
+    """The recipe of a round: the recipe of the round before, but labelled by votes."""
     known = None if before.label is None else before.label.votes
     if votes is None and known is None:
         raise ConfigError(
@@ -140,7 +140,7 @@ def _config(before: RunConfig, votes: Path | None, database: str | None, overrid
         "preferences": None,
         "ratings": None,
         "prompts": data.prompts or data.preferences or data.ratings,
-        "demonstrations": data.demonstrations or data.preferences,  # SFT, which is done, may have learned from these
+        "demonstrations": data.demonstrations or data.preferences,  # SFT is done and may have learned from these
     }
     for item in overrides:
         override(values, item)

@@ -1,9 +1,10 @@
-"""Runs a recipe: stage by stage, skipping what is done, continuing what was interrupted.
+"""Runs a recipe stage by stage; skips finished stages and resumes interrupted ones.
 
 A stage's fingerprint is the hash of its part of the configuration, the seed, the fingerprints of the stages it reads
-from, and :data:`CODE`. What the configuration names enters by its content: data files, model folders, chat templates,
-constitutions, and the source of functions. Equal fingerprint and status ``done``: skipped. Otherwise it runs, and so
-does everything after it. The stages of a later round are also made from the policy that the round starts from.
+from, and :data:`CODE`. Files that the configuration names enter by their content: data files, model folders, chat
+templates, constitutions, and the source of functions. A stage with the same fingerprint and status ``done`` is skipped.
+Otherwise it runs. If its fingerprint changed, the stages that read from it run too. The stages of a later round also
+depend on the policy that the round starts from.
 """
 
 import json
@@ -42,7 +43,7 @@ from trimtab.storage import START, RunFolder, read_json, require_space
 from trimtab.trainers import ALONE, Group
 
 CODE = 8
-"""Version of the results: incremented when a stage gives other results for equal inputs."""
+"""Version of the results; incremented when a stage gives different results for equal inputs."""
 
 
 RECIPE = "recipe.json"
@@ -56,9 +57,9 @@ class Planned:
     stage: Stage
     """The stage."""
     fingerprint: str
-    """Fingerprint under the present settings and inputs."""
+    """Fingerprint for the current settings and inputs."""
     state: str
-    """``done`` (skipped), ``continue`` (interrupted before), ``run``."""
+    """``done`` (will be skipped), ``continue`` (was interrupted), or ``run``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +78,8 @@ def plan_rounds(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
     """All rounds of a recipe, up to and including stage ``until`` of the last round that has it.
 
     Raises:
-        ConfigError: ``until`` names a stage this recipe does not have, a function cannot be imported, or a round's
-            folder holds a round with labels from elsewhere.
+        ConfigError: ``until`` names a stage that this recipe does not have, a function cannot be imported, or a round's
+            folder contains a round with other labels.
     """
     planned: list[PlannedRound] = []
     last = 1 if until in SHARED_STAGES else config.rounds
@@ -93,10 +94,10 @@ def plan_rounds(config: RunConfig, recipe: Path, run: RunFolder, until: str | No
 
 
 def check_labels(run: RunFolder) -> None:
-    """Refuse to make a round anew that `trimtab round` made from votes.
+    """Refuse to replace a round that `trimtab round` made from votes.
 
     Raises:
-        ConfigError: naming the folder.
+        ConfigError: the round was made from votes; the message names its folder.
     """
     file = run.path / "config.yaml"
     source = (read_yaml(file).get("label") or {}).get("source") if file.is_file() else None
@@ -115,7 +116,7 @@ def plan_stages(
 
     Args:
         config: the resolved recipe.
-        recipe: where it came from.
+        recipe: file of the recipe.
         run: the round's folder.
         until: last stage; None: all.
         start: fingerprint of the policy that a later round starts from.
@@ -134,7 +135,7 @@ def plan_stages(
         raise ConfigError("the recipe has no stage; add sft, reward, align or evaluate")
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
     if {"sft", "align"} & {stage.name for stage in stages}:
-        capability_set(config, context.data_path)  # a malformed one is refused before anything is trained
+        capability_set(config, context.data_path)  # refuses a malformed one before anything is trained
     prints: dict[str, str] = {} if start is None else {START: start}
     planned = []
     for stage in stages:
@@ -180,14 +181,14 @@ def run_recipe(
 
     Args:
         config: the resolved recipe.
-        recipe: where it came from; relative data paths are also looked up beside it.
+        recipe: file of the recipe; relative data paths are also looked up in its folder.
         runs: folder of all runs.
         until: last stage; None: all.
         ui: console.
         again: run the last stage even if it is done.
 
     Raises:
-        Interrupted: Ctrl-C; everything finished is kept and the same command continues.
+        Interrupted: Ctrl-C; all finished work is kept, and the same command resumes the run.
         RankError: another process is missing or has stopped.
     """
     recipe, config = origin(recipe), prepared(config)
@@ -207,7 +208,7 @@ def run_recipe(
 
 
 def origin(recipe: Path) -> Path:
-    """The recipe's file: where ``recipe`` is a run's own copy, the file that the run names, if it still exists."""
+    """The recipe's file; if ``recipe`` is a run's own copy, the original file, if it still exists."""
     if recipe.name == "config.yaml" and (number := RunFolder(recipe.parent, create=False).number) > 1:
         raise ConfigError(
             f"{recipe}: is the recipe of round {number}; run the run's own recipe, or `trimtab round` with its folder"
@@ -244,7 +245,7 @@ def run_round(
 
     Args:
         config: as :func:`prepared` returns it.
-        recipe: where it came from.
+        recipe: file of the recipe.
         planned: the round.
         ui: console.
         stopping: its one entry becomes True after Ctrl-C.
@@ -279,7 +280,7 @@ def run_round(
 
 
 def _begin(context: Context, item: Planned, head: str, *, redo: bool) -> bool:
-    """Make a stage's folder ready; False: its result is there already. ``redo``: True: then too."""
+    """Prepare a stage's folder; False: its result exists already. ``redo``: True: prepare it even then."""
     name, run, ui = item.stage.name, context.run, context.ui
     if item.state == "done" and not redo:
         ui.say(f"{head}: done before, skipped")
@@ -289,7 +290,7 @@ def _begin(context: Context, item: Planned, head: str, *, redo: bool) -> bool:
     ui.say(f"{head}{': continuing' if item.state == 'continue' else ''}")
     needs = {n: context.fingerprints[n] for n in item.stage.needs if n in context.fingerprints}
     folder = run.begin(name, item.fingerprint, needs)
-    if run.is_done(name, item.fingerprint) and not redo:  # taken back from superseded/
+    if run.is_done(name, item.fingerprint) and not redo:  # restored from superseded/
         ui.say("  an earlier result under the same settings was taken back")
         return False
     write_atomic(folder / "config.yaml", dump_config(context.config))
@@ -314,7 +315,7 @@ def _run_stage(context: Context, stage: Stage) -> None:
 
 
 def _follow(context: Context, stage: Stage) -> None:
-    """Run a stage that the first rank runs too: work is divided, and what this rank writes is thrown away."""
+    """Run a stage together with the first rank: the work is divided, and files that this rank writes are discarded."""
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
         context.scratch = {stage.name: Path(folder)}
         stage.run(context)
@@ -323,12 +324,12 @@ def _follow(context: Context, stage: Stage) -> None:
 
 
 def _meet(context: Context, stage: Stage) -> None:
-    """Wait until all ranks have their results: finishing a stage removes checkpoints that they may be reading."""
+    """Wait until all ranks have their results, since finishing a stage removes checkpoints that they may be reading."""
     context.group.gather(f"results of stage {stage.name}", lambda: None)
 
 
 def publish(run: RunFolder, ui: Ui) -> None:
-    """Put the page of the newest round that has one at the top of the run's folder."""
+    """Copy the page of the newest round that has one to the run's folder."""
     first = run.first
     pages = [r.stage("report") for r in first.rounds()[: run.newest().number]]
     made = [folder for folder in pages if (folder / "report.html").is_file()]
@@ -339,7 +340,7 @@ def publish(run: RunFolder, ui: Ui) -> None:
 
 
 def _last_good(folder: Path) -> str:
-    """From which checkpoint to continue after a number became NaN or infinite."""
+    """A sentence: from which checkpoint to continue after a number became NaN or infinite."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     return (
         f"last good checkpoint: {checkpoints[-1]}"
@@ -371,7 +372,7 @@ def _fingerprint(stage: Stage, context: Context, earlier: dict[str, str]) -> str
 
 
 def _with_content(settings: Any) -> Any:
-    """A stage's settings, with the content of the models and functions they name."""
+    """A stage's settings, with the content of the models and functions that they name."""
     if isinstance(settings, list):
         return [_with_content(inner) for inner in settings]
     if not isinstance(settings, dict):
@@ -388,9 +389,9 @@ def _with_content(settings: Any) -> Any:
 
 @contextmanager
 def interruptible(*, aloud: bool = True) -> Iterator[Sequence[bool]]:
-    """The first Ctrl-C asks to stop at the next safe place (the entry becomes True); a second one stops at once.
+    """The first Ctrl-C requests a stop at the next safe place (the entry becomes True); the second stops at once.
 
-    ``aloud``: True: say so.
+    ``aloud``: True: print a message.
     """
     stopping = [False]
 

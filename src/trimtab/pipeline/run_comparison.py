@@ -1,8 +1,8 @@
-"""``trimtab report RUN RUN…``: several runs on one page, finished or not.
+"""``trimtab report RUN RUN…``: compares several runs on one page, finished or not.
 
-Curves come from each run's metrics, everything else from its ``report.json``, so an unfinished run shows its curves
-alone. Where two runs have the same gold utility and answered the same held-out prompts, their last models are compared
-on these, paired by prompt. Nothing is computed by a model, and no run is changed.
+Curves come from each run's metrics and everything else from its ``report.json``, so an unfinished run has only curves.
+If two runs have the same gold utility and answered the same held-out prompts, their last models are compared on these
+prompts, paired by prompt. No model is run, and no run is changed.
 """
 
 import math
@@ -27,32 +27,32 @@ from trimtab.storage import RunFolder
 from trimtab.storage.watched import ALIGN, WatchedRun
 
 MOST = 4
-"""Runs on one page: as many as there are colours."""
+"""Most runs on one page: the number of colours."""
 
 CURVES = ("reward", "gold", "reward/heldout", "kl", "length", "entropy", "loss", "accuracy", "alarms")
-"""Metrics of alignment that are drawn, where a run has them."""
+"""Metrics of alignment that are drawn if a run has them."""
 
 TONES = "acbd"
 """Colour of each run's lines."""
 
 SMOOTH = 5
-"""Steps in a row that a point of the chart over √KL averages."""
+"""Number of consecutive steps that a point of the chart over √KL averages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """A run as the page needs it."""
+    """Data of a run for the page."""
 
     name: str
-    """Its name; the folder where two have the same."""
+    """Name of the run; its folder if two runs have the same name."""
     state: str
     """Which stages are done, in words."""
     report: ReportData | None
-    """Its report; None: it is not finished, or the report is of another version of trimtab."""
+    """Report of the run; None: the run is not finished, or another version of trimtab wrote the report."""
     metrics: list[dict[str, Any]]
-    """Rows of its alignment."""
+    """Metrics of its alignment."""
     settings: dict[str, Any]
-    """Its recipe, flat."""
+    """Settings of its recipe, with dotted names."""
     answers: dict[str, Rollout]
     """Held-out answers of its last model, by prompt."""
 
@@ -66,9 +66,9 @@ class AgainstFirst:
     n: int
     """Number of these prompts."""
     reason: str
-    """Why they cannot be compared; empty: they are."""
+    """Why the models cannot be compared; empty: they can."""
     win: WinRate | None
-    """How often the later run's answer has more gold."""
+    """How often the later run's answer has a higher gold score."""
     gain: Estimate | None
     """Mean gold of the later run's answers minus the first's."""
 
@@ -77,7 +77,7 @@ class Figure(NamedTuple):
     """A chart of the page."""
 
     title: str
-    """Its heading."""
+    """Heading of the chart."""
     note: str
     """What it shows."""
     chart: Markup
@@ -88,7 +88,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
     """Write the page.
 
     Raises:
-        ConfigError: more runs than :data:`MOST`, or one twice.
+        ConfigError: there are more runs than :data:`MOST`, or a run is named twice.
         DataError: a folder is no run.
     """
     if len(paths) > MOST:
@@ -104,7 +104,7 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
 
 
 def read_run(path: Path) -> ComparedRun:
-    """A run's files; what is not there yet is left out.
+    """Read a run's files; missing files are skipped.
 
     Raises:
         DataError: the folder is no run.
@@ -140,7 +140,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs, apart from the name; a setting a run lacks is a dash."""
+    """Settings that differ between runs, except the name; a missing setting is a dash."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     shown = {key: [str(run.settings[key]) if key in run.settings else "–" for run in runs] for key in keys}
     return {key: values for key, values in shown.items() if key != "name" and len(set(values)) > 1}
@@ -202,7 +202,7 @@ def _figure(runs: Sequence[ComparedRun], key: str) -> Figure | None:
 
 
 def _over_kl(runs: Sequence[ComparedRun]) -> Figure | None:
-    """Gold, or the reward where no run has gold, over √KL; a point is the mean of :data:`SMOOTH` steps in a row."""
+    """Gold, or the reward if no run has gold, over √KL; a point is the mean of :data:`SMOOTH` consecutive steps."""
     key = "gold" if any("gold" in row for run in runs for row in run.metrics) else "reward"
     lines = [
         Line(
@@ -226,6 +226,6 @@ def _finite(value: Any) -> float:
 
 
 def _means(values: Sequence[float]) -> list[float]:
-    """Means of :data:`SMOOTH` values in a row; of all where there are fewer."""
+    """Means of :data:`SMOOTH` consecutive values; of all values if there are fewer."""
     count = min(SMOOTH, len(values))
     return [sum(values[end - count : end]) / count for end in range(count, len(values) + 1)] if count else []
