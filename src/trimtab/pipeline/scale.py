@@ -1,8 +1,8 @@
-"""One process or several: the ``scale`` section, how a run's processes are started, and how each finds its place.
+"""One process or several: the ``scale`` section, how a run's processes start, and how each joins the others.
 
-Ranks train together. ``trimtab run`` starts them and is none itself: it keeps the store that says where each of them
-is, passes Ctrl-C on once, and notices at once when one dies. Under torchrun each process is a rank already. With Ray
-one process trains, and others draw and score its answers (:mod:`trimtab.pipeline.remote`).
+Ranks train together. ``trimtab run`` starts them and is not a rank itself: it hosts the store through which ranks find
+each other, passes Ctrl-C on once, and notices immediately when a rank dies. Under torchrun, each process is a rank
+already. With Ray, one process trains, and others draw and score its answers (:mod:`trimtab.pipeline.remote`).
 """
 
 import os
@@ -26,7 +26,7 @@ from trimtab.trainers import ALONE, Group, Place, Ranks
 from trimtab.trainers.ranks import report_end, serve
 
 GRACE = 15.0
-"""Seconds that the other ranks have to say what they miss, after one has stopped."""
+"""Seconds that the other ranks have to report what is missing after one has stopped."""
 
 
 class ScaleConfig(Config):
@@ -55,7 +55,7 @@ class ScaleConfig(Config):
 
 
 def check_scale(config: ScaleConfig) -> Iterator[str]:
-    """What contradicts itself in the section."""
+    """Contradictions in the section."""
     if config.kind == "inline" and config.processes not in (None, 1):
         yield f"scale.processes is {config.processes} and scale.kind 'inline', which is one process; set kind: torchrun"
     if config.kind == "ray" and config.processes is not None:
@@ -69,10 +69,10 @@ def check_scale(config: ScaleConfig) -> Iterator[str]:
 
 
 def processes(config: ScaleConfig) -> int:
-    """How many processes a run has.
+    """Number of processes of a run.
 
     Raises:
-        ConfigError: the number is left out and this machine has no accelerator.
+        ConfigError: the number is not given and this machine has no accelerator.
     """
     if config.kind != "torchrun":
         return 1
@@ -88,21 +88,21 @@ def processes(config: ScaleConfig) -> int:
 
 
 def parts_of_weights(config: ScaleConfig) -> int:
-    """Among how many processes the weights of a model are divided that is trained as a whole."""
+    """Number of processes among which the weights of a fully trained model are divided."""
     return processes(config) if config.shard else 1
 
 
 def starts_ranks(config: ScaleConfig) -> bool:
-    """True: this process is to start the ranks and is none itself."""
+    """True: this process must start the ranks and is not one itself."""
     return processes(config) > 1 and Place.from_environment() is None
 
 
 @contextmanager
 def joined(config: ScaleConfig) -> Iterator[Group]:
-    """The group of this run, left at the end.
+    """The group of this run; the process leaves it at the end.
 
     Raises:
-        ConfigError: the section and how this process was started contradict each other.
+        ConfigError: the section contradicts the way in which this process was started.
         RankError: a rank is missing.
         SystemExit: this rank stops with an error that the first one reports.
     """
@@ -153,9 +153,9 @@ def threads_of(threads: int | None) -> int | None:
 
 
 def launch(config: ScaleConfig, arguments: Sequence[str]) -> int:
-    """Run ``trimtab`` with these arguments as so many ranks on this machine; returns the exit code.
+    """Run ``trimtab`` with these arguments as several ranks on this machine; returns the exit code.
 
-    When a rank stops with an error, the others have :data:`GRACE` seconds to stop by themselves.
+    If a rank stops with an error, the others have :data:`GRACE` seconds to stop by themselves.
     """
     count = processes(config)
     store, port = serve()
@@ -173,15 +173,15 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str]) -> subpro
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, not in rank 0
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in this process, not in rank 0
     }
     command = [sys.executable, "-m", "trimtab", *arguments]
-    # A session of its own: Ctrl-C in the terminal reaches this process alone, which passes it on.
+    # A separate session: Ctrl-C in the terminal reaches only this process, which passes it on.
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
-    """Until all ranks have ended; the exit code of the first that failed with an error of its own."""
+    """Wait until all ranks have ended; returns the exit code of the first that failed with its own error."""
     codes: list[int] = []
     failed = None
     left = dict(enumerate(ranks))
@@ -207,7 +207,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
 
 @contextmanager
 def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass Ctrl-C and termination on to the ranks; if this process fails, they end too."""
+    """Pass Ctrl-C and termination signals on to the ranks; if this process fails, end them too."""
 
     def send(number: int, _: Any) -> None:
         for process in ranks:
@@ -227,7 +227,7 @@ def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def scale_lines(config: ScaleConfig) -> list[str]:
-    """What a plan says about several processes."""
+    """Lines of a plan about several processes."""
     if config.kind == "ray":
         return [_ray_line(config.cluster)]
     count = processes(config)

@@ -1,7 +1,7 @@
 """The stages, in order, each from files to files.
 
-revise → sft → sample → label → preferences → reward → process → align → evaluate → balance → report. A stage reads what
-earlier ones wrote and nothing else, so a run that was stopped and continued gives the same results.
+revise → sft → sample → label → preferences → reward → process → align → evaluate → balance → report. A stage reads only
+what earlier stages wrote, so a run that was stopped and resumed gives the same results.
 """
 
 from collections.abc import Callable
@@ -42,15 +42,15 @@ class Stage:
     name: str
     """Name of the stage and of its folder."""
     needs: tuple[str, ...]
-    """Stages whose outputs it reads, where the recipe has them."""
+    """Stages whose outputs it reads, if the recipe has them."""
     settings: Callable[[RunConfig], Any]
-    """The part of the configuration it depends on; None: the recipe does not have this stage."""
+    """The part of the configuration that it depends on; None: the recipe does not have this stage."""
     sources: Callable[[RunConfig], list[str | None]]
     """Data files it reads."""
     run: Callable[[Context], tuple[Counts, list[str]]]
     """Runs the stage; returns counts and the names of its output files."""
     cost: StageCost
-    """Estimates what it would cost."""
+    """Estimates its cost."""
     shared: bool = False
     """True: all ranks run it and divide its work; False: the first rank runs it alone."""
 
@@ -69,7 +69,7 @@ def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
 
 
 def _used_settings(section: Any) -> dict[str, Any]:
-    """A section's settings without the precision of moments where it is 32 bits, as before it was a setting."""
+    """A section's settings without the precision of moments if it is 32 bits, the precision before it was a setting."""
     values = _plain(section)
     for name in ("optimizer", "policy", "critic"):
         optimizer = values.get(name)
@@ -85,12 +85,12 @@ def _plain(value: Any) -> Any:
 
 
 def _preference_sources(config: RunConfig) -> list[str | None]:
-    """Preferences, and the files that decide which prompts are set aside for the evaluation."""
+    """Preferences, and the files that determine which prompts are set aside for the evaluation."""
     return [config.data.preferences, config.data.prompts, config.data.heldout] if config.data.preferences else []
 
 
 def _demonstration_sources(config: RunConfig) -> list[str | None]:
-    """Demonstrations, and the prompts of which some are set aside where there is no file of held-out ones."""
+    """Demonstrations, and the prompts from which some are set aside if there is no file of held-out prompts."""
     data = config.data
     if data.demonstrations is None:
         return _preference_sources(config)
@@ -114,7 +114,7 @@ def _preferences_settings(config: RunConfig) -> Any:
 
 
 def _label_settings(config: RunConfig) -> Any:
-    """What the labels depend on, and nothing else: settings of unused annotators do not trigger relabelling."""
+    """Only settings that the labels depend on, so that settings of unused annotators do not trigger relabelling."""
     label = config.label
     if label is None:
         return None
@@ -140,18 +140,18 @@ def _label_sources(config: RunConfig) -> list[str | None]:
 
 
 def _process_sources(config: RunConfig) -> list[str | None]:
-    """Labels of steps, and for rollouts the prompts; files that decide which prompts are set aside count too."""
+    """Labels of steps, and for rollouts the prompts and the files that determine which prompts are set aside."""
     data = config.data
     return [data.steps, data.prompts or data.preferences or data.ratings, data.heldout]
 
 
 def _report_sources(config: RunConfig) -> list[str | None]:
-    """Judgements with which AI judges are compared; they give no labels."""
+    """Judgements with which AI judges are compared; they are not labels."""
     return [config.label.people] if config.label is not None and config.label.source == "ai" else []
 
 
 def _capability_source(config: RunConfig) -> list[str | None]:
-    """The capability set, on whose content the checked stages depend."""
+    """The capability set; the checked stages depend on its content."""
     return [] if config.capability is None else [config.capability.file or str(BUILT_IN)]
 
 
@@ -264,6 +264,6 @@ STAGES: tuple[Stage, ...] = (
 
 
 def stages_of(config: RunConfig, number: int = 1) -> list[Stage]:
-    """The stages that a round of this recipe has; ``revise`` and ``sft`` are only in the first."""
+    """The stages that a round of this recipe has; only the first round has ``revise`` and ``sft``."""
     shared = SHARED_STAGES if number > 1 else ()
     return [stage for stage in STAGES if stage.settings(config) is not None and stage.name not in shared]

@@ -1,6 +1,6 @@
 """A first recipe for a user's model, data and machine: complete, commented, accepted by ``trimtab plan``.
 
-What is in the data decides what the recipe does:
+The data determines what the recipe does:
 
 ==============================  =====================================================================================
 data                            stages
@@ -40,20 +40,20 @@ from trimtab.records import Message, Prompt, load
 from trimtab.records.check import check, prompt_and_answers
 
 MEASURED = 1000
-"""Records whose tokens are counted."""
+"""Maximum number of records whose tokens are counted."""
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-"""Lengths a recipe gets, in tokens."""
+"""Context lengths that a recipe may get, in tokens."""
 
 JUDGE = 400
 """Tokens of a question to a judge, without the prompt and the answers."""
 
 HUB_ROWS = 1000
-"""Rows of a hub data set that are looked at."""
+"""Maximum number of rows of a hub data set that are read."""
 
 
 def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Data:
-    """Read a data file and decide what it is for.
+    """Read a data file and decide what to use it for.
 
     Args:
         source: path or hub id.
@@ -61,9 +61,9 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
         use: what to use it for; None: the most informative use of its records.
 
     Raises:
-        DataError: it cannot be read, or has nothing that can be used so.
+        DataError: the file cannot be read, or contains nothing for this use.
     """
-    hub = not os.path.exists(source)  # a name that no file can have is looked up there too
+    hub = not os.path.exists(source)  # names that are no file are looked up on the hub
     report = check([source], format=format, limit=HUB_ROWS if hub else None).files[0]
     total = sum(report.records.values())
     kinds: dict[Kind, int] = {kind: report.records.get(r.__name__.lower(), 0) for kind, r in RECORDS.items()}
@@ -76,7 +76,7 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
     kind: Kind = use or usable[0]
-    if kind not in usable:  # convertible, or refused here
+    if kind not in usable:  # convert, or refuse
         load(source, kind=RECORDS[kind], format=format, limit=HUB_ROWS if hub else None)
     if kind == "preferences" and report.pairs == report.identical_pairs:
         raise DataError(f"{source}: in no preference is one answer better than another, so there is nothing to learn")
@@ -84,7 +84,7 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
 
 
 def write_starter(answers: Answers, recipe: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write the recipe, and the constitution and the prompts it needs beside it.
+    """Write the recipe and, next to it, the constitution and the prompts that it needs.
 
     Returns:
         The files written, the recipe first.
@@ -123,7 +123,7 @@ def _fitting(answers: Answers, recipe: Path) -> str:
             path = Path(folder) / recipe.name
             path.write_text(text, encoding="utf-8")
             config = load_recipe(path)
-            if answers.by_judge:  # a behaviour such as "TODO" is refused here
+            if answers.by_judge:  # refuses a behaviour such as "TODO"
                 rules = Path(folder) / "constitution.yaml"
                 rules.write_text(starter_constitution(answers.behaviour or ""), encoding="utf-8")
                 load_constitution(str(rules))
@@ -167,7 +167,7 @@ def _lengths(answers: Answers) -> Lengths:
         )
     answer = min(max(32, _up(_high(spoken), 16)), longest_answer) if spoken else min(96, longest_answer)
     if answers.verifier is not None:
-        answer = longest_answer  # room to think before the result
+        answer = longest_answer  # leave room for thinking before the result
     need = max(_high(totals) if totals else 0, _high(prompts) + answer if prompts else 64 + answer)
     if answers.by_judge:
         need = max(need, (_high(prompts) if prompts else 64) + 2 * answer + JUDGE)
@@ -185,7 +185,7 @@ def _lengths(answers: Answers) -> Lengths:
 
 
 def _conversations(data: Data | None) -> list[tuple[Sequence[Message], list[str]]]:
-    """Prompts with their answers, a sample spread over the file."""
+    """Prompts with their answers: a sample spread over the file."""
     if data is None:
         return [(Prompt.from_text(text).messages, []) for text in starter_prompts()]
     kind: type[Any] = RECORDS[data.kind]
@@ -200,7 +200,7 @@ def _conversations(data: Data | None) -> list[tuple[Sequence[Message], list[str]
 
 
 def _high(values: Sequence[int]) -> int:
-    """95 % of the values are not larger (nearest rank)."""
+    """The 95th percentile of the values (nearest rank)."""
     ordered = sorted(values)
     return ordered[math.ceil(0.95 * len(ordered)) - 1]
 

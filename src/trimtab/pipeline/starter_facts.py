@@ -1,4 +1,4 @@
-"""What a starter recipe is made of: the machine, the data, and the answers to the questions of ``trimtab init``."""
+"""Inputs of a starter recipe: the machine, the data, and the answers to the questions of ``trimtab init``."""
 
 import math
 import os
@@ -21,7 +21,7 @@ RECORDS: dict[Kind, type[Record]] = {
     "demonstrations": Demonstration,
     "prompts": Prompt,
 }
-"""Kinds of use with the records they need, the most informative first."""
+"""Uses of a data file with the records they need, the most informative first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """The machine this runs on; a tenth of its memory is left to others."""
+        """This machine; a tenth of its memory is left for other programs."""
         if torch.cuda.is_available():
             total = torch.cuda.get_device_properties(0).total_memory
             return cls(kind="gpu", memory_gb=math.floor(total * 0.9 / 1e8) / 10)
@@ -46,13 +46,13 @@ class Machine:
         return cls(kind="cpu", memory_gb=math.floor(total * 0.9 / 1e8) / 10)
 
     def __str__(self) -> str:
-        """As in ``cpu, 7.2 GB``."""
+        """For example ``cpu, 7.2 GB``."""
         return self.kind if self.memory_gb is None else f"{self.kind}, {self.memory_gb:g} GB"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """A data file and what it holds."""
+    """A data file and its content."""
 
     source: str
     """Path or hub id."""
@@ -61,13 +61,13 @@ class Data:
     report: FileCheck
     """Format, counts, lengths."""
     limited: bool
-    """True: only the first rows of a hub data set were looked at."""
+    """True: only the first rows of a hub data set were read."""
     format: str = "auto"
     """The requested format."""
 
     @property
     def lines(self) -> list[str]:
-        """What a person wants to know about it, in sentences."""
+        """Sentences about the file, for people."""
         report = self.report
         records = ", ".join(f"{count} {kind}s" for kind, count in report.records.items())
         name = self.source if self.limited else Path(self.source).name
@@ -89,7 +89,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a recipe is written from: the answers to the questions of ``trimtab init``."""
+    """Answers to the questions of ``trimtab init``, from which a recipe is written."""
 
     name: str
     """Name of the run."""
@@ -107,10 +107,10 @@ class Answers:
     """A chat template, for models without one."""
 
     def __post_init__(self) -> None:
-        """Refuse answers that say too little.
+        """Refuse incomplete answers.
 
         Raises:
-            ConfigError: with what to add.
+            ConfigError: an answer is missing; the message says what to add.
         """
         if self.behaviour is not None and not self.behaviour.strip():
             raise ConfigError("the behaviour is empty; say in a sentence what the model should do")
@@ -136,17 +136,17 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lengths:
-    """Token counts that decide ``model.context`` and the length of answers."""
+    """Token counts that determine ``model.context`` and the length of answers."""
 
     context: int
-    """Of a prompt with its answer."""
+    """Length of a prompt with its answer."""
     answer: int
     """``max_new_tokens``."""
     measured: int
-    """Records counted."""
+    """Number of records counted."""
     too_long: int
-    """Of these, longer than ``context``."""
+    """Number of these records that are longer than ``context``."""
     refused: int
-    """Of these, refused by the chat template."""
+    """Number of these records that the chat template refuses."""
     layers: int
-    """Layers of the model."""
+    """Number of layers of the model."""

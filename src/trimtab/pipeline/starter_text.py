@@ -1,4 +1,4 @@
-"""The text of a starter recipe and of the files beside it."""
+"""The text of a starter recipe and of the files next to it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ CPU_ROWS = 2000
 
 
 def beside(recipe: Path, ending: str) -> Path:
-    """The path of a file that a recipe needs, beside it: ``recipe-ENDING``."""
+    """The path of a file next to a recipe that needs it: ``recipe-ENDING``."""
     return recipe.with_name(f"{recipe.stem}-{ending}")
 
 
@@ -69,7 +69,7 @@ def _template() -> Template:
 
 
 def _context_note(answers: Answers, lengths: Lengths) -> str:
-    """What ``model.context`` counts."""
+    """A note on what ``model.context`` counts."""
     note = "tokens of a prompt with its answer"
     if answers.by_judge:
         note += ", and of a question to the judge about two answers"
@@ -81,13 +81,13 @@ def _context_note(answers: Answers, lengths: Lengths) -> str:
 
 
 def _model(name: str, recipe: Path) -> str:
-    """The model's name; a folder is looked up in the current one, so a recipe elsewhere needs its full path."""
+    """The model's name; a recipe in another folder needs a model folder's full path."""
     elsewhere = recipe.parent.resolve() != Path.cwd()
     return str(Path(name).resolve()) if elsewhere and Path(name).is_dir() else name
 
 
 def _path(source: str, recipe: Path) -> str:
-    """A path that the recipe's folder or the current one resolves; a hub id stays as it is."""
+    """A path that can be found from the recipe's folder or the current one; a hub id is unchanged."""
     if not os.path.exists(source):
         return source
     path, folder = Path(source).resolve(), recipe.parent.resolve()
@@ -106,13 +106,13 @@ def _wrapped(text: str, width: int = 112) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A YAML string: bare where that is safe, otherwise in quotes."""
+    """A YAML string: unquoted if that is safe, otherwise in quotes."""
     plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./@-]*", text) is not None and yaml.safe_load(text) == text
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def run_name(text: str) -> str:
-    """A name for a run made of a file's name or the first words of a behaviour."""
+    """A name for a run, made from a file's name or the first words of a behaviour."""
     words = re.findall(r"[A-Za-z0-9]+", text)
     return "-".join(words[:4]).lower()[:40] or "run"
 

@@ -28,10 +28,11 @@ from trimtab.pipeline.suites import (
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteOptions:
-    """What checkpoints are measured on, and how."""
+    """The suites on which checkpoints are measured, and the settings of the measurement."""
 
     specs: Sequence[str] = ()
-    """Suites, see :func:`trimtab.evals.suites.load_suite`; empty, with no task either: all that ship with trimtab."""
+    """Suites, see :func:`trimtab.evals.suites.load_suite`; empty, and ``tasks`` too: all suites that ship with
+    trimtab."""
     tasks: Sequence[str] = ()
     """Tasks of lm-eval."""
     task_folder: Path | None = None
@@ -39,11 +40,11 @@ class SuiteOptions:
     judge: str | None = None
     """Scores items of kind ``judged``: the URL of an endpoint, or a function's dotted path."""
     questions: int | None = None
-    """Most questions of each suite; None: all."""
+    """Maximum number of questions of each suite; None: all."""
     max_new_tokens: int = 128
-    """Longest answer."""
+    """Longest answer, in tokens."""
     seed: int = 0
-    """Of the choice of questions and of the bootstrap."""
+    """Seed of the choice of questions and of the bootstrap."""
 
 
 def compare_on_suites(
@@ -53,16 +54,16 @@ def compare_on_suites(
 
     Args:
         targets: models; the others are compared with the first.
-        options: what they are measured on, and how.
-        out: folder of the results; None: in the run, if all models are of one, else ``suites``.
+        options: the suites and settings.
+        out: folder of the results; None: in the run's folder if all models are of one run, else ``suites``.
         runs: folder of all runs.
-        say: receives a line before each measurement.
+        say: called with a line before each measurement.
 
     Returns:
-        the results, and the path of the page; ``suites.json`` is beside it.
+        the results, and the path of the page; ``suites.json`` is next to it.
 
     Raises:
-        ConfigError: a model or a suite is named twice, or lm-eval is needed and not installed.
+        ConfigError: a model or a suite is named twice, or lm-eval is needed but not installed.
     """
     if len(set(targets)) < len(targets):
         raise ConfigError(f"{' '.join(targets)}: a model is named twice; name different checkpoints")
@@ -100,7 +101,7 @@ def _measure(
     runs: Path,
     say: Callable[[str], Any],
 ) -> tuple[dict[str, dict[str, Outcome]], list[Suite]]:
-    """One model's outcomes by suite, and the suites that the tasks of lm-eval became."""
+    """One model's outcomes by suite, and the suites made from lm-eval's tasks."""
     say(f"{target}: loading")
     role = open_target(target, runs=runs)
     outcomes: dict[str, dict[str, Outcome]] = {}
@@ -115,7 +116,7 @@ def _measure(
 
 
 def _checkpoints(targets: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Of each target that is a model of a run: which one, and the fingerprint of the stage that made it."""
+    """For each target that is a model of a run: which model, and the fingerprint of the stage that made it."""
     checkpoints: dict[str, tuple[str, str]] = {}
     for target in targets:
         run, (_, which) = run_of(target), split_target(target)
@@ -125,14 +126,14 @@ def _checkpoints(targets: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _folder(targets: Sequence[str]) -> Path:
-    """In the run's folder if all targets are models of one run, else in this folder."""
+    """Folder of the results: in the run's folder if all targets are models of one run, else in the current folder."""
     paths = {None if (run := run_of(target)) is None else run.path for target in targets}
     path = paths.pop() if len(paths) == 1 else None
     return Path(SUITES) if path is None else path / SUITES
 
 
 def _facts(targets: Sequence[str], options: SuiteOptions) -> dict[str, str]:
-    """How the results came about, by title."""
+    """Facts about how the results were measured, by title."""
     return {
         "Models": ", ".join(targets),
         "Longest answer": f"{options.max_new_tokens} tokens, greedy",

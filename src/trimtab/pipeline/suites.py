@@ -1,4 +1,4 @@
-"""Suites on checkpoints: log-probabilities of given answers, and greedy answers with their verifiers."""
+"""Measures checkpoints on suites: log-probabilities of given answers, and greedy answers scored by verifiers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ SUITES = "suites"
 """Folder of results in a run's folder."""
 
 Judge = Callable[[Sequence[Rollout]], Any]
-"""Rollouts to one number each."""
+"""Maps rollouts to one number each."""
 
 FAILURES = 3
-"""Failures of a judge in a row, from the first answer on, after which it is not asked again."""
+"""If a judge fails this many times in a row from the first answer on, it is not asked again."""
 
 
 def open_target(target: str, *, runs: Path) -> Role:
@@ -43,7 +43,7 @@ def open_target(target: str, *, runs: Path) -> Role:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """A target's path or hub id, and which model of a run it is.
+    """A target's path or hub id, and the name of the run's model.
 
     >>> split_target("runs/quickstart:sft"), split_target("runs/quickstart")
     (('runs/quickstart', 'sft'), ('runs/quickstart', 'policy'))
@@ -53,13 +53,13 @@ def split_target(target: str) -> tuple[str, str]:
 
 
 def run_of(target: str) -> RunFolder | None:
-    """The run that a target is a model of; None: it is no run's folder."""
+    """The run that a target belongs to; None: the target is not a run's folder."""
     path = Path(split_target(target)[0])
     return RunFolder(path, create=False).first if (path / "config.yaml").is_file() else None
 
 
 def fingerprint(run: RunFolder, which: str) -> str:
-    """Fingerprint of the stage that made a model of a run; empty: it has none."""
+    """Fingerprint of the stage that made a model of a run; empty: there is none."""
     if which == "base":
         return ""
     if which == "sft":
@@ -72,7 +72,7 @@ def fingerprint(run: RunFolder, which: str) -> str:
 
 
 def suites_of(run: RunFolder) -> tuple[SuiteResults | None, str]:
-    """Results on a run's checkpoints for its page; None with the reason, empty where nothing was measured."""
+    """Results on a run's checkpoints for its page; or None and the reason, which is empty if nothing was measured."""
     file = run.path / SUITES / "suites.json"
     if not file.is_file():
         return None, ""
@@ -89,7 +89,7 @@ def suites_of(run: RunFolder) -> tuple[SuiteResults | None, str]:
 
 
 def load_judge(name: str) -> Judge:
-    """A judge of answers: the URL of an endpoint (as of ``rewards`` with ``kind: http``), or a dotted path."""
+    """A judge of answers, by the URL of an endpoint (as in ``rewards`` with ``kind: http``) or a dotted path."""
     if name.startswith(("http://", "https://")):
         return http_reward(HttpReward(url=name))
     if "." not in name:
@@ -98,13 +98,13 @@ def load_judge(name: str) -> Judge:
 
 
 def measure_suite(role: Role, suite: Suite, *, max_new_tokens: int, judge: Judge | None = None) -> dict[str, Outcome]:
-    """What a model does with each item of a suite.
+    """A model's outcome on each item of a suite.
 
-    Items that do not fit the model's context, and those a judge fails on, have an outcome without a value and with the
-    reason.
+    Items that do not fit the model's context, or on which a judge fails, have an outcome with a reason instead of a
+    value.
 
     Raises:
-        ConfigError: the suite needs a judge, and there is none.
+        ConfigError: the suite needs a judge, but there is none.
     """
     if judge is None and any(item.kind == "judged" for item in suite.items):
         raise ConfigError(
@@ -153,7 +153,7 @@ def _not_finite(value: float) -> Outcome:
 
 
 def _answers(role: Role, items: Sequence[SuiteItem], max_new_tokens: int, judge: Judge | None) -> dict[str, Outcome]:
-    """Greedy answers, scored one by one, so that one failure is one item's."""
+    """Greedy answers, scored one by one, so that a failure affects only one item."""
     chat, outcomes, fitting = role.backbone.chat, {}, []
     for item in items:
         try:
@@ -193,6 +193,6 @@ def _score(item: SuiteItem, rollout: Rollout, judge: Judge | None) -> float:
         values = judge([rollout])
     except (ScoringError, NonFiniteError):
         raise
-    except Exception as error:  # whatever a judge of the user's does
+    except Exception as error:  # a user's judge may raise anything
         raise ScoringError(f"the judge raised {type(error).__name__}") from error
     return numbers("judge", values, [rollout])[0]

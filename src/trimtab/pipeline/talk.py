@@ -18,7 +18,7 @@ from trimtab.storage import RunFolder
 from trimtab.text import visible
 
 CONTEXT = 2048
-"""Tokens a conversation with a bare model may have, if the model was built for as many."""
+"""Most tokens of a conversation with a bare model, if the model's context allows as many."""
 
 
 def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | None]:
@@ -26,8 +26,8 @@ def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | 
 
     Args:
         target: a run's folder, a recipe, a model folder or a hub id.
-        which: of a run: ``base``, ``sft``, ``policy`` (of a run: the newest round's), or ``round-N``, the policy of
-            round N.
+        which: model of a run: ``base``, ``sft``, ``policy`` (the newest round's), or ``round-N``, the policy of round
+            N.
         runs: folder of all runs, for recipes.
 
     Raises:
@@ -73,20 +73,20 @@ class Reply:
     text: str
     """The answer; control characters are made visible."""
     cut: bool
-    """True: it did not end its turn."""
+    """True: the answer was cut before it ended."""
     forgotten: int
-    """Oldest turns that were dropped because the context was full."""
+    """Number of oldest turns that were dropped because the context was full."""
     unfinished: bool
-    """True: a thought that does not end, so there is no answer, and the conversation is as it was before."""
+    """True: the thinking did not end, so there is no answer, and the conversation is unchanged."""
     limit: int
     """Longest answer, in tokens, from now on."""
     raised: bool
-    """True: the limit was raised because a thought was cut."""
+    """True: the limit was raised because the thinking was cut."""
 
 
 @dataclass(kw_only=True)
 class Talk:
-    """A conversation and the model it is held with."""
+    """A conversation with a model."""
 
     sampler: LocalSampler
     """Samples the answers."""
@@ -95,7 +95,7 @@ class Talk:
     turns: list[Message] = field(default_factory=list)
     """The conversation so far."""
     count: int = 0
-    """Answers given, so that each has a seed of its own."""
+    """Number of answers given, so that each has its own seed."""
 
     @classmethod
     def open(cls, target: str, *, which: str, runs: Path, temperature: float, max_new_tokens: int) -> "Talk":
@@ -115,18 +115,18 @@ class Talk:
 
     @property
     def room(self) -> int:
-        """Most tokens an answer may have: half the context."""
+        """Most tokens of an answer: half the context."""
         return self.sampler.backbone.chat.context // 2
 
     def answer(self, text: str) -> Reply:
         """Answer a message. When the context is full, the oldest turns are dropped and counted.
 
-        When a thought is cut, the limit is doubled and the message answered again, until the thought ends or fills
-        half the context. A thought without an end is no answer and does not enter the conversation.
+        If the thinking is cut, the limit is doubled and the message answered again, until the thinking ends or fills
+        half the context. Unfinished thinking is not an answer and is not added to the conversation.
 
         Raises:
             TooLongError: this turn alone does not fit the context.
-            DataError: the chat template cannot take the conversation.
+            DataError: the chat template cannot render the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
         forgotten, before = 0, self.sampler.config.max_new_tokens

@@ -1,4 +1,4 @@
-"""The records of ``trimtab lineage``: where something in a run comes from, and what was made of it."""
+"""The records of ``trimtab lineage``: where something in a run comes from, and what was made from it."""
 
 from typing import Literal
 
@@ -12,21 +12,21 @@ class TracedJudgement(Record):
     """A judgement; a vote on the chat page has no item and no criterion."""
 
     round: int
-    """The round that it was given in."""
+    """The round in which it was given."""
     id: str
     """Its id."""
     item: str = ""
     """Id of its item."""
     annotator: str | None
-    """Pseudonym; None: not known."""
+    """Pseudonym; None: unknown."""
     source: Source | None = None
-    """Who judged."""
+    """Source of the judgement."""
     criterion: str = ""
-    """What was judged."""
+    """Criterion of the judgement."""
     verdict: str = ""
-    """``ranked``, or why there is no ranking."""
+    """``ranked``, or the reason why there is no ranking."""
     created_at: str | None = None
-    """When, ISO 8601."""
+    """Time, ISO 8601."""
 
 
 class TracedPair(Record):
@@ -35,7 +35,7 @@ class TracedPair(Record):
     id: str
     """Its id."""
     round: int
-    """The round whose labels it was made from."""
+    """The round from whose labels it was made."""
     ranks: tuple[int, ...]
     """Rank of each answer; 0 is best."""
     probability: float | None
@@ -43,11 +43,11 @@ class TracedPair(Record):
     weight: float
     """Its weight in the loss."""
     judgements: tuple[str, ...]
-    """Ids of the judgements it was made from."""
+    """Ids of the judgements from which it was made."""
 
 
 class TracedModel(Record):
-    """A reward model or policy. Behind a figure or checkpoint, only its round and weights are given."""
+    """A reward model or policy. In the trace of a figure or checkpoint, only its round and weights are given."""
 
     round: int
     """The round that trained it."""
@@ -56,9 +56,9 @@ class TracedModel(Record):
     part: str = ""
     """``part`` of :class:`~trimtab.pipeline.learned.Learned`, or ``through`` the model that leads to this one."""
     steps: tuple[int, ...] = ()
-    """Optimiser steps that the pair is in; for a policy that climbs the reward, the first and the last."""
+    """Optimiser steps that the pair is in; for a policy that maximises the reward, the first and the last step."""
     of: int = 0
-    """All steps of the training."""
+    """Number of all steps of the training."""
     weights: str | None
     """SHA-256 of the weights; None: not finished."""
 
@@ -74,7 +74,7 @@ class TracedFigure(Record):
     figure: str
     """One of :data:`trimtab.pipeline.lineage.FIGURES`."""
     round: int
-    """The round it was measured in."""
+    """The round in which it was measured."""
     of: str
     """What was measured, or its unit."""
     value: float | None
@@ -82,29 +82,29 @@ class TracedFigure(Record):
     low: float | None
     """Lower end of the 95 % interval."""
     high: float | None
-    """Upper end."""
+    """Upper end of the interval."""
     n: int
     """Number of pairs, prompts or answers."""
     file: str
-    """The file it is from."""
+    """The file that contains it."""
 
 
 class Trace(Record):
-    """Where something in a run comes from, and what was made of it; parts that do not apply are unset."""
+    """Where something in a run comes from, and what was made from it; parts that do not apply are unset."""
 
     kind: Literal["judgement", "pair", "checkpoint", "figure"]
-    """What was followed."""
+    """What was traced."""
     judgements: tuple[TracedJudgement, ...] = ()
     """The judgements behind it."""
     pair: TracedPair | None = None
     """The pair that the judgement is in."""
     pairs: dict[int, int] = Field(default_factory=dict)
-    """Behind a figure or checkpoint: number of pairs by round."""
+    """For a figure or checkpoint: number of pairs behind it, by round."""
     reward_models: tuple[TracedModel, ...] = ()
     """The reward models that the pair is in, or that are behind the figure."""
     policies: tuple[TracedModel, ...] = ()
-    """The same of policies."""
+    """The policies that the pair is in, or that are behind the figure."""
     figures: tuple[TracedFigure, ...] = ()
     """The figures of these models."""
     notes: tuple[str, ...] = ()
-    """What is missing and why."""
+    """What is missing, and why."""

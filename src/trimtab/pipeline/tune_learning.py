@@ -1,14 +1,14 @@
-"""What `trimtab tune` has learned of one person: their new choices, predicted by models that had not seen them.
+"""Measures what `trimtab tune` has learned about one person: models predict choices that they have not seen.
 
-Before the choices of a batch train a round, models of earlier rounds predict them: the newest one, and the one from
-before the first choice. So every choice is held out once, whatever its prompt, and none is lost to a test set. A. P.
-Dawid calls this prequential ("Present position and potential developments", JRSS A 147, 1984). The page is looked at
-after every batch, so the interval is one that may be (:func:`trimtab.evals.anytime_interval`): for someone who chooses
-at random, the probability of ever reading "learned" is at most 2.5 %.
+Before the choices of a batch train a round, two earlier models predict them: the newest model, and the model from
+before the first choice. So every choice is held out once, and none is lost to a test set. A. P. Dawid calls this
+prequential ("Present position and potential developments", JRSS A 147, 1984). People look at the page after every
+batch, so the interval is valid at all times (:func:`trimtab.evals.anytime_interval`): for someone who chooses at
+random, the probability of ever reading "learned" is at most 2.5 %.
 
-In a run with a reward model that model predicts. With an offline method the policy does, by log π(answer) − log
-π_start(answer), its implicit reward, where the start is the policy from before the first choice. The start itself is
-compared with the pretrained model.
+In a run with a reward model, the reward model predicts. With an offline method, the policy predicts with its implicit
+reward, log π(answer) − log π_start(answer), where the start is the policy from before the first choice. For the start
+itself, the pretrained model takes the place of π_start.
 """
 
 from collections.abc import Sequence
@@ -35,43 +35,44 @@ START = "tune.json"
 PREDICTED = "predicted.json"
 """File of a round with the predictions of its choices, and answers before and after it."""
 SHOWN = 3
-"""Fixed prompts whose answers before and after are shown."""
+"""Number of fixed prompts whose answers before and after are shown."""
 
 
 class Predicted(Record):
-    """The choices of one round, predicted before they were learned from."""
+    """Predictions of one round's choices by models that had not learned from them."""
 
     policy: str
     """Fingerprint of the round's policy."""
     newest: tuple[float, ...]
-    """For each choice 1: the model of the round before was right; 0: wrong; ½: it gave both answers the same score."""
+    """For each choice, 1: the model of the round before was right; 0: wrong; ½: it gave both answers the same score."""
     start: tuple[float, ...]
-    """The same of the model from before the first choice."""
+    """As ``newest``, for the model from before the first choice."""
     examples: tuple[tuple[str, str, str], ...]
     """Prompt, answer of the policy from before the first choice, answer of this round's policy; at temperature 0."""
 
 
 class Learned(Record):
-    """What is known after some rounds."""
+    """What is known about learning after some rounds."""
 
     verdict: Literal["waiting", "not_learned", "no_better", "learned"]
-    """``waiting``: no model that learned from the person has been tested; ``not_learned``: its accuracy may be chance;
-    ``no_better``: it is above chance, and may be no better than the model from before; ``learned``: it is both."""
+    """``waiting``: no model that learned from the person has been tested; ``not_learned``: the accuracy may be chance;
+    ``no_better``: it is above chance, but may be no better than that of the model from before; ``learned``: it is above
+    both."""
     choices: int
-    """Choices that were predicted by a model that learned from earlier ones."""
+    """Number of choices that were predicted by a model that learned from earlier ones."""
     accuracy: tuple[float, float, float] | None
-    """Share predicted rightly, with a 95 % interval that may be looked at after every round."""
+    """Share predicted correctly, with a 95 % interval that is valid after every round."""
     start: float | None
-    """The same share of the model from before the first choice, on the same choices."""
+    """The share for the model from before the first choice, on the same choices."""
     gain: tuple[float, float, float] | None
-    """Difference of the two, with an interval of the same kind."""
+    """Difference of the two shares, with an interval of the same kind."""
 
 
 def check_tunable(config: RunConfig) -> None:
-    """Refuse a recipe in which nothing would predict choices.
+    """Refuse a recipe in which no model could predict choices.
 
     Raises:
-        ConfigError: it has neither a reward model nor an offline method.
+        ConfigError: the recipe has neither a reward model nor an offline method.
     """
     if config.align is None:
         raise ConfigError("this recipe has no align section, so there is no policy to tune; add one")
@@ -83,7 +84,7 @@ def check_tunable(config: RunConfig) -> None:
 
 
 def first_round(run: RunFolder) -> int:
-    """The round from which tuning began; stored at the first call."""
+    """The round from which tuning began; the first call stores it."""
     if not (run.path / START).is_file():
         write_json(run.path / START, {"round": run.newest().number})
     return read_json(run.path / START)["round"]
@@ -95,7 +96,7 @@ def tuned_rounds(run: RunFolder) -> list[RunFolder]:
 
 
 def predictions(round: RunFolder) -> Predicted | None:
-    """The predictions of a round's choices; None: not made, or the round has changed since."""
+    """The predictions of a round's choices; None: there are none, or the round has changed since."""
     status = round.status("align")
     if status is None or not (round.path / PREDICTED).is_file():
         return None
@@ -121,9 +122,9 @@ def predict_choices(run: RunFolder, number: int) -> Predicted:
 
 
 def learned(rounds: Sequence[Predicted]) -> Learned:
-    """What the predictions of all rounds say, oldest first.
+    """Summarise the predictions of all rounds, oldest first.
 
-    The first round's choices were predicted by the model from before any of them, so they say nothing of learning.
+    The model from before the first choice predicted the first round's choices, so they say nothing about learning.
     """
     newest = [x for predicted in rounds[1:] for x in predicted.newest]
     start = [x for predicted in rounds[1:] for x in predicted.start]
@@ -150,7 +151,7 @@ def _context(run: RunFolder) -> Context:
 
 
 def _right(model: RunFolder, start: RunFolder, preferences: Sequence[Preference]) -> tuple[float, ...]:
-    """How often the model of a round prefers what was chosen, for each preference with one winner of two."""
+    """For each preference with one winner of two: whether the model of a round prefers the chosen answer."""
     context = _context(model)
     if context.config.reward is not None:
         role, score = load_ranking_scorer(context, reward_backbone(context, None))
@@ -179,10 +180,10 @@ def _policy(context: Context) -> Role:
 
 
 def fixed_prompts(context: Context, role: Role, room: int) -> list[Prompt]:
-    """The prompts whose answers are shown: held-out ones, and where there are none the last of the others."""
+    """The prompts whose answers are shown: held-out ones or, if there are none, the last of the others."""
     try:
         prompts, _ = context.heldout(role.backbone.chat, room)
-    except DataError:  # the recipe holds out none
+    except DataError:  # the recipe has no held-out prompts
         prompts = context.prompts(role.backbone.chat, room)[0][-SHOWN:]
     return prompts[:SHOWN]
 
@@ -202,7 +203,7 @@ def _examples(start: RunFolder, made: RunFolder) -> tuple[tuple[str, str, str], 
 
 
 def answering(run: RunFolder) -> SamplerConfig:
-    """How a run's recipe samples answers: that of ``sample``, of an online ``align``, or of ``evaluate``."""
+    """The sampler settings of a run's recipe: those of ``sample``, of an online ``align``, or of ``evaluate``."""
     config = load_recipe(run.first.path / "config.yaml")  # a round from votes has no section sample
     for section in (config.sample, config.align, config.evaluate):
         sampler = getattr(section, "sampler", None)

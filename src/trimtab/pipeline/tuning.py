@@ -1,8 +1,8 @@
-"""The training half of `trimtab tune`: a process beside the page that makes a round from the newest choices.
+"""The training half of `trimtab tune`: a separate process that makes a round from the newest choices.
 
 ``python -m trimtab.pipeline.tuning RUN PROJECT`` makes or finishes a round as `trimtab round` does, without its
 evaluation, and then predicts its choices with earlier models. It ends when its standard input does, so it never
-outlives the page, and everything it had finished stays.
+outlives the page; all finished work stays.
 """
 
 import os
@@ -21,23 +21,24 @@ from trimtab.storage.labels import LabelStore
 from trimtab.storage.snapshot import take_snapshot
 
 SETTINGS = ("evaluate=null", "balance=null", "label.votes.per_person=1000000")
-"""Of the rounds: the page itself shows what was learned while the person waits, and only one person chooses."""
+"""Settings of the rounds: the page itself shows what was learned while the person waits, and only one person
+chooses."""
 
 
 def new_choices(run: RunFolder, store: LabelStore) -> int:
-    """Comparisons with a winner that no round has taken yet."""
+    """Number of comparisons with a winner that no round has used yet."""
     used = used_before(run.rounds())
     judgements = of_snapshot(take_snapshot(store)).judgements
     return sum(opinion(j) not in used and has_winner(j) for j in judgements)
 
 
 def has_winner(judgement: Judgement) -> bool:
-    """Whether a judgement prefers an answer: ties say nothing of which answers to give."""
+    """Whether a judgement prefers an answer; ties do not show which answers to give."""
     return judgement.ranks is not None and len(set(judgement.ranks)) > 1
 
 
 def work_left(run: RunFolder) -> bool:
-    """Whether a round was begun and not finished, or finished and its choices not predicted."""
+    """Whether a round was begun but not finished, or finished without predictions of its choices."""
     return unfinished_round(run) is not None or any(predictions(round) is None for round in tuned_rounds(run))
 
 
@@ -48,7 +49,7 @@ def train(path: Path, project: Path, *, overrides: Sequence[str] = (), ui: Ui | 
         ConfigError, DataError, StorageError: as :func:`~trimtab.pipeline.rounds.next_round`.
     """
     run = open_run(path)
-    first_round(run)  # noted before the first round that tunes
+    first_round(run)  # stored before the first round that tunes
     if not work_left(run) or unfinished_round(run) is not None:
         next_round(path, project, overrides=(*SETTINGS, *overrides), ui=ui)
     for round in tuned_rounds(run):
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     path, project, *overrides = arguments
     threading.Thread(target=_end_with_input, daemon=True).start()
     if hasattr(os, "nice"):
-        os.nice(10)  # the page answers first
+        os.nice(10)  # the page has priority
     try:
         train(Path(path), Path(project), overrides=overrides)
     except TrimtabError as error:

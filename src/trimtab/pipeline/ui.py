@@ -1,6 +1,6 @@
-"""Console output of a run: a progress bar with time left per stage, and the main metrics.
+"""Console output of a run: a progress bar per stage with the time left, and the main metrics.
 
-On a terminal the bar moves; where output goes to a file, a plain line appears now and then.
+On a terminal the bar moves; if output goes to a file, a plain line is written from time to time.
 """
 
 import time
@@ -62,7 +62,7 @@ class Ui:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """One line; its text is never read as markup."""
+        """Print one line; its text is never interpreted as markup."""
         self.console.print(escape(text), highlight=False)
 
     def bar(self, title: str) -> Bar:

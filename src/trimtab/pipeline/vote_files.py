@@ -1,4 +1,4 @@
-"""What a round made from votes leaves beside its labels: how the served models compare, and refusals called wrong."""
+"""Files of a round made from votes, besides its labels: how the served models compare, and wrong refusals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from trimtab.records import Comparison, Judgement, Rating, Record, read_records
 from trimtab.storage import RunFolder
 
 REFUSALS = "refusals.jsonl"
-"""Answers that people call refused without reason, for a person to decide."""
+"""Refusals that people call unjustified, for a person to decide."""
 THUMBS = "thumbs.jsonl"
-"""Thumbs on single answers, where the round's method learns from them."""
+"""Thumbs on single answers, if the round's method learns from them."""
 LEARNED_THUMBS = "thumbs.json"
-"""Ids of the thumbs that an alignment learned from, and of those that it only measured on."""
+"""Ids of the thumbs that an alignment learned from, and of those that it used only for measurement."""
 MEASURED = "votes.json"
-"""What the votes say of the served models, and what was left out."""
+"""Results of the votes on the served models, and what was left out."""
 
 
 class WrongRefusal(Record):
@@ -29,7 +29,7 @@ class WrongRefusal(Record):
     text: str
     """The prompt."""
     answers: tuple[str, ...]
-    """What was answered."""
+    """The answers."""
     models: tuple[str | None, ...]
     """Models that answered."""
     guard: str | None
@@ -43,14 +43,14 @@ def thumbs_of(run: RunFolder) -> list[Rating]:
 
 
 def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """How often each served model was preferred over each other, by comparisons in random order as a whole.
+    """How often each served model was preferred over each other, by overall comparisons in random order.
 
-    Judgements by a criterion of a project of its own are no votes on models, and are passed over.
+    Judgements by a project's own criteria are not votes on models, and are skipped.
 
     Returns:
         for each pair of checkpoints ``model``, ``rival``, ``rate`` (ties count half) with a 95 % Wilson interval
         clustered by prompt (``low``, ``high``), ``n``, ``wins``, ``ties``, ``losses``, and ``equal_length``, the rate
-        at equal length with its interval where there are enough votes.
+        at equal length with its interval, if there are enough votes.
     """
     named = [_with_checkpoints(item) for item in items]
     judgements = [j for j in judgements if j.criterion == "overall"]
@@ -64,7 +64,7 @@ def measure(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> lis
 
 
 def _with_checkpoints(item: Comparison) -> Comparison:
-    """The item with the checkpoint in each model's name: names stay when a model is trained further."""
+    """The item with the checkpoint in each model's name, since names stay when a model is trained further."""
     checkpoints = item.metadata.get("checkpoints")
     if not isinstance(checkpoints, list) or len(checkpoints) != len(item.completions):
         return item
@@ -94,7 +94,7 @@ def _at_equal_length(
 
 
 def measured_lines(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the comparisons say of the served models, in words."""
+    """Lines about how the served models compare."""
     lines = []
     for p in pairs:
         equal = p["equal_length"]

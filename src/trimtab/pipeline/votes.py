@@ -1,9 +1,11 @@
 """Votes on answers of a service as the labels of a round.
 
-A vote is used once: what an earlier round of the run was trained on is left out. Thumbs make no pair: a round with
-``align.method: kto``, which learns from single answers, takes them, and for other methods they are counted. How often
-one served model was preferred over another is measured by comparisons alone, which are blind and in random order; who
-gives a thumb is no random choice. A comparison measures models that were trained before it, and then trains the next.
+A vote is used once: votes that trained an earlier round of the run are left out. Thumbs make no pairs. A round with
+``align.method: kto`` learns from them; other methods only count them.
+
+How often one served model was preferred over another is measured only by comparisons, which are blind and in random
+order; thumbs come from people who chose to give them. A comparison measures models that were trained before it, and
+then trains the next.
 """
 
 from collections import Counter
@@ -41,7 +43,7 @@ from trimtab.storage.snapshot import (
 ON_ONE = "on one answer, not a comparison"
 """Why thumbs are left out."""
 CHAT = "chat-"
-"""Beginning of the ids of what visitors of the chat page voted on."""
+"""Prefix of the ids of items from the chat page."""
 
 
 R = TypeVar("R", Comparison, Judgement)
@@ -58,9 +60,9 @@ class Collected:
     thumbs: list[Rating] = field(default_factory=list)
     """Thumbs on single answers, oldest first."""
     refusals: list[WrongRefusal] = field(default_factory=list)
-    """Answers that people call refused without reason."""
+    """Refusals that people call unjustified."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Votes that are not among the judgements, by reason."""
+    """Number of votes that are not among the judgements, by reason."""
 
 
 def run_votes(context: Context) -> tuple[Counts, list[str]]:
@@ -174,7 +176,7 @@ def _of_export(folder: Path) -> Collected:
 
 
 def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
-    """The records by their first occurrence, and how many were repeated."""
+    """The records without repetitions, and the number of repetitions."""
     unique: dict[str, R] = {}
     repeated = 0
     for record in records:
@@ -188,21 +190,21 @@ def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
 
 
 def used_before(rounds: Iterable[RunFolder]) -> set[tuple[str, str, str]]:
-    """The opinions that rounds have taken."""
+    """The opinions (see :func:`opinion`) that rounds have used."""
     files = (run.stage("label") / "judgements.jsonl" for run in rounds)
     return {opinion(j) for file in files if file.is_file() for j in read_records(file, Judgement)}
 
 
 def opinion(judgement: Judgement) -> tuple[str, str, str]:
-    """What stays the same when a person changes a judgement."""
+    """Key of a judgement that stays the same when the person changes it."""
     return judgement.item, judgement.annotator, judgement.criterion
 
 
 def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
-    """The votes that this round may use, and the answers that they are about.
+    """The votes that this round may use, and their answers.
 
-    A person who changes a judgement that an earlier round used gives no new one. The cap of one person's votes is
-    counted last, so that votes of earlier rounds take none of it.
+    A change of a judgement that an earlier round used is not a new vote. The cap on one person's votes is applied last,
+    so votes of earlier rounds do not count towards it.
     """
     assert label.votes is not None
     before = used_before(context.run.earlier())

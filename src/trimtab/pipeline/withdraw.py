@@ -1,8 +1,8 @@
-"""A run without some annotators' judgements: a new run folder, beside the one that was trained on them.
+"""Makes a run without some annotators' judgements: a new run folder, next to the run that was trained on them.
 
 The new folder has the finished stages that do not depend on the judgements, and the labels without those of the
-annotators. Its recipe names the annotators in ``label.without``, so its preferences and all that follows are made anew.
-The old run stays as it is: it is the record of what was trained on what.
+annotators. Its recipe names the annotators in ``label.without``, so its preferences and all later stages are computed
+again. The old run does not change: it is the record of what was trained on what.
 """
 
 import json
@@ -30,13 +30,13 @@ from trimtab.records import Comparison, Judgement, Preference, Rating, read_reco
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
-"""File of the new run: which run it was made from, and without whom."""
+"""File of the new run with the run it was made from and the annotators left out."""
 COPIED = ("revise", "sft", "sample", "label")
-"""Stages that do not depend on the judgements' aggregation. A first round without labels is copied whole."""
+"""Stages that do not depend on the judgements' aggregation. A first round without labels is copied as a whole."""
 LONGEST = 100
-"""Characters of the annotators' names in the name of the new folder."""
+"""Most characters of annotators' names in the name of the new folder."""
 NAMED = 10
-"""Annotators named in a message."""
+"""Most annotators named in a message."""
 
 
 @dataclass(kw_only=True)
@@ -44,26 +44,26 @@ class RoundChange:
     """What the withdrawal changed in one round."""
 
     round: int
-    """Number."""
+    """Number of the round."""
     judgements: int
-    """Judgements taken out."""
+    """Number of judgements removed."""
     copied: bool
     """True: the round's other labels are in the new run; False: its answers depend on an earlier round's policy and
-    are sampled and labelled anew."""
+    must be sampled and labelled again."""
     pairs_before: int = 0
-    """Preferences before."""
+    """Number of preferences before."""
     pairs_after: int = 0
-    """Preferences after."""
+    """Number of preferences after."""
     lost: list[str] = field(default_factory=list)
-    """Ids of preferences that no judgement is left for, or whose answers tie now."""
+    """Ids of preferences without any judgement left, or whose answers tie now."""
     gained: int = 0
-    """Preferences that tied before."""
+    """Number of preferences that tied before and do not now."""
     flipped: list[str] = field(default_factory=list)
-    """Ids of preferences in which two answers changed places."""
+    """Ids of preferences in which the order of two answers is reversed."""
     changed: int = 0
-    """Further preferences with another soft label, margin or weight."""
+    """Number of other preferences whose soft label, margin or weight changed."""
     accuracy: dict[str, Any] = field(default_factory=dict)
-    """Held-out accuracy of the reward model ``before`` and, where it was trained again, ``after``."""
+    """Held-out accuracy of the reward model ``before`` and, if it was trained again, ``after``."""
     again: list[str] = field(default_factory=list)
     """Stages that must run again."""
 
@@ -75,8 +75,8 @@ def withdraw(
 
     Args:
         path: the run's folder.
-        annotators: pseudonyms.
-        out: folder of the new run; None: beside the old one, named after it and the annotators.
+        annotators: their pseudonyms.
+        out: folder of the new run; None: next to the old run, named after it and the annotators.
         retrain: True: train the first round's reward model again.
         ui: console.
 
@@ -84,8 +84,9 @@ def withdraw(
         the new run, and what changed, by round.
 
     Raises:
-        DataError: there is no run, or it has no judgement by one of them.
-        ConfigError: ``out`` exists and is no withdrawal of theirs that was interrupted, or is no name of a run.
+        DataError: there is no run, or it has no judgement by one of the annotators.
+        ConfigError: ``out`` exists and is not an interrupted withdrawal of these annotators, or is not a valid run
+            name.
         StorageError: the run is being written.
     """
     run, ui = open_run(path), ui or Ui()
@@ -118,7 +119,7 @@ def withdraw(
             for r, settings in zip(copied, own, strict=True):
                 _copy(r, RunFolder(aside / r.place), settings, annotators)
 
-        for left in out.parent.glob(f".{out.name}.*.tmp"):  # by a process that was killed; with the texts
+        for left in out.parent.glob(f".{out.name}.*.tmp"):  # left by a killed process; contains the texts
             shutil.rmtree(left)
         if not begun:
             write_folder(out, fill)
@@ -153,7 +154,7 @@ def _judgements(run: RunFolder) -> list[Judgement]:
 
 
 def _stands_alone(run: RunFolder) -> bool:
-    """Whether the round's labels hold whatever the round before learned: those of round 1, and votes on a service."""
+    """Whether the round's labels do not depend on the round before: labels of round 1, and votes on a service."""
     label = load_recipe(run.path / "config.yaml").label
     return run.number == 1 or (label is not None and label.source == "votes")
 
@@ -178,7 +179,7 @@ def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConf
 
 
 def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: Collection[str]) -> None:
-    """Copy the stages that stay, the labels without those of the annotators."""
+    """Copy the stages that stay; labels are copied without those of the annotators."""
     write_atomic(target.path / "config.yaml", dump_config(config))
     for stage in COPIED if config.label is not None else [s.name for s in stages_of(config) if s.name != "report"]:
         if source.is_finished(stage):
@@ -194,7 +195,7 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
     write_records(label / "judgements.jsonl", judgements)
     status = json.loads((label / "status.json").read_text())
     counts = status["counts"] | {"judgements": len(judgements)}
-    if (label / "people.jsonl").is_file():  # labels of AI judges and people
+    if (label / "people.jsonl").is_file():  # labels by AI judges and people
         people = read_records(label / "people.jsonl", Judgement)
         write_records(label / "people.jsonl", [j for j in people if j.annotator not in annotators])
         theirs = {j.item for j in (*people, *stored) if j.annotator in annotators}
@@ -217,7 +218,7 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
 
 
 def _preferences(run: RunFolder) -> dict[str, Preference]:
-    """A run's preferences by id; none before they are made."""
+    """A run's preferences by id; empty before they are made."""
     if not run.is_finished("preferences"):
         return {}
     return {p.id: p for p in read_records(run.stage("preferences") / "preferences.jsonl", Preference)}
@@ -242,7 +243,7 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
 
 
 def _flipped(before: Preference, after: Preference) -> bool:
-    """Whether some answer was better than another and is worse now."""
+    """Whether an answer that was better than another is worse now."""
     places = range(len(before.ranks))
     return any(
         (before.ranks[i] < before.ranks[j]) and (after.ranks[i] > after.ranks[j]) for i in places for j in places
