@@ -4,7 +4,8 @@ The task is that of a finished run: its model after SFT, its prompts, its reward
 gave. A cell is one method with one seed. An online method samples its answers and has them scored, an opponent's
 answers included; an offline method learns from as many answers of the run's rankings. Adapter, sampler and rewards are
 the recipe's, so is β where a method has a KL coefficient; everything else is the method's default. Then each policy,
-and the start model, answers the same held-out prompts. The results are written after every cell, and the same command
+and the start model, answers the same held-out prompts. The alarms of :mod:`trimtab.evals.run_alarms` watch each online
+run: one that fires although gold rose is a false alarm. The results are written after every cell, and the same command
 continues where it was stopped.
 """
 
@@ -21,6 +22,7 @@ from scipy.stats import t as student
 
 from trimtab import fast_cpu
 from trimtab.errors import TrimtabError
+from trimtab.evals import AlarmConfig, RunAlarms, by_prompt, probe_answers
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates, Role
 from trimtab.pipeline.config import load_recipe
@@ -29,12 +31,14 @@ from trimtab.pipeline.evaluation import add_gold, kl_per_answer
 from trimtab.pipeline.learning import load_rewards, usable_rankings
 from trimtab.pipeline.reporting import machine
 from trimtab.pipeline.ui import Silent
+from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, NamedRewards
 from trimtab.storage import RunFolder, read_json
 from trimtab.trainers import (
     METHODS,
     KLConfig,
     KtoConfig,
+    Metrics,
     OfflineMethod,
     OnlineConfig,
     OnlineMethod,
@@ -52,8 +56,11 @@ from trimtab.trainers import (
 START = "start"
 """Name of the cells of the model before alignment."""
 
-STEP = 64
+STEP = 32
 """Answers that are scored in a step of an online method."""
+
+BASELINE = 4
+"""Steps with which the alarms compare the later ones."""
 
 MICRO = 2048
 """Padded tokens of a forward and backward pass."""
@@ -79,14 +86,29 @@ def cell(context: Context, method: str, seed: int, *, answers: int, prompts: int
     trunk = context.trunk()
     policy = None if method == START else _policy(context, trunk, seed)
     rewards, _ = load_rewards(context, trunk, MICRO)
+    facts: dict[str, Any] = {}
     if policy is not None:
         row = METHODS[method]
         if isinstance(row, OnlineMethod):
-            _train_online(context, row, policy, trunk, rewards, seed, answers)
+            facts["alarms"] = _train_online(context, row, policy, trunk, rewards, seed, answers)
         else:
             _train_offline(context, row, policy, trunk, seed, answers)
-    role = policy or Role(trunk)
-    return measured(context, role, trunk, rewards, prompts) | {"seconds": time.perf_counter() - started}
+    facts |= measured(context, policy or Role(trunk), trunk, rewards, prompts)
+    return facts | {"seconds": time.perf_counter() - started}
+
+
+class AlarmMonitor:
+    """A :data:`~trimtab.trainers.rl.Monitor` that lists the alarms of a run of ``steps`` steps."""
+
+    def __init__(self, steps: int, limit: int) -> None:
+        self._alarms, self._limit = RunAlarms(AlarmConfig(baseline=min(BASELINE, max(steps - 1, 1))), steps), limit
+        self.raised: list[str] = []
+
+    def __call__(self, step: int, rollouts: Sequence[Rollout]) -> Metrics:
+        """Add a step; there are no metrics."""
+        means = by_prompt(probe_answers(rollouts, self._limit), rollouts)
+        self.raised += [f"{probe} ({level}) at step {step}" for probe, level in self._alarms.add(means)]
+        return {}
 
 
 def _policy(context: Context, trunk: Backbone, seed: int) -> Role:
@@ -102,14 +124,17 @@ def _train_online(
     rewards: NamedRewards,
     seed: int,
     answers: int,
-) -> None:
+) -> list[str]:
+    """Train in place; the alarms that were raised."""
     align = context.config.align
     assert isinstance(align, OnlineConfig)
     config: Any = online_config(align, row, answers)
     critic = critic_of(policy, trunk, config.adapter, seed=seed, shared=False) if row.critic else None
     questions, _ = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     roles = RlRoles(policy=policy, reference=Role(trunk), critic=critic)
-    train_rl(roles, questions, rewards, config, seed=seed, weights=rewards.weights, states=FrozenStates(trunk))
+    monitor, states = AlarmMonitor(config.steps, config.sampler.max_new_tokens), FrozenStates(trunk)
+    train_rl(roles, questions, rewards, config, seed=seed, monitor=monitor, weights=rewards.weights, states=states)
+    return monitor.raised
 
 
 def online_config(align: OnlineConfig, row: OnlineMethod, answers: int) -> OnlineConfig:
@@ -184,19 +209,22 @@ def interval(values: Sequence[float]) -> str:
 def table(cells: Sequence[dict[str, Any]]) -> str:
     """Gains over the start model with the same seed, as Markdown; the seeds differ in training alone."""
     start = {c["seed"]: c for c in cells if c["method"] == START}
-    lines = ["| method | proxy gained | gold gained | KL, nats | seeds |", "|---|---|---|---|---|"]
+    lines = ["| method | proxy gained | gold gained | KL, nats | seeds | with an alarm |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(c["method"] for c in cells):
         rows = [c for c in cells if c["method"] == method and "refused" not in c and c["seed"] in start]
         if method == START:
             continue
         if not rows:
-            lines.append(f"| `{method}` | refused: {next(c['refused'] for c in cells if c['method'] == method)} ||||")
+            lines.append(f"| `{method}` | refused: {next(c['refused'] for c in cells if c['method'] == method)} |||||")
             continue
         gains = [
             interval([c[key] - start[c["seed"]][key] for c in rows]) if key in rows[0] else "–"
             for key in ("proxy", "gold")
         ]
-        lines.append(f"| `{method}` | {' | '.join(gains)} | {interval([c['kl'] for c in rows])} | {len(rows)} |")
+        alarmed = sum(bool(c["alarms"]) for c in rows) if "alarms" in rows[0] else "–"
+        lines.append(
+            f"| `{method}` | {' | '.join(gains)} | {interval([c['kl'] for c in rows])} | {len(rows)} | {alarmed} |"
+        )
     return "\n".join(lines)
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from benchmarks.method_curves import main
 from benchmarks.methods import sections
-from benchmarks.real_task import interval, online_config, table
+from benchmarks.real_task import AlarmMonitor, interval, online_config, table
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
+from trimtab.records import Prompt, Rollout
 from trimtab.testing import toy_recipe
 from trimtab.trainers import METHODS, ONLINE, OnlineMethod, check_rl
 
@@ -33,6 +34,7 @@ def test_cells_are_written_one_by_one_and_continued(tmp_path: Path, capsys: pyte
     cells = json.loads((tmp_path / "c.json").read_text())["cells"]
     assert cells[:2] == first and [c["method"] for c in cells] == ["start", "xpo", "dpo"]
     assert all({"proxy", "gold", "kl", "tokens", "seconds"} <= c.keys() for c in cells)
+    assert cells[1]["alarms"] == [] and "alarms" not in cells[2]  # only online methods are watched
     assert "| `dpo` |" in capsys.readouterr().out
     assert main([*options, "--answers", "16", "--prompts", "4"]) == 2
     assert "give another --json" in capsys.readouterr().err
@@ -45,6 +47,25 @@ def test_every_online_method_gets_the_same_number_of_answers(tmp_path: Path):
         check_rl(config, 100)
         drawn = config.steps * config.prompts * config.group * (1 if row.opponent is None else 2)
         assert drawn == 384, config.method
+
+
+def test_an_alarm_is_listed_with_its_step():
+    """From the eighth step on all answers are cut."""
+
+    def answers(step: int) -> list[Rollout]:
+        return [
+            Rollout(
+                id=f"{step}-{i}", prompt=Prompt.from_text(f"Say {i}."), prompt_tokens=[1], tokens=[2, 3], text="So.",
+                logprobs=[-1.0, -1.0], finish_reason="length" if step > 7 else "stop", weight_version=step,
+            )
+            for i in range(32)
+        ]  # fmt: skip
+
+    monitor = AlarmMonitor(12, 16)
+    for step in range(1, 13):
+        assert monitor(step, answers(step)) == {}
+        assert (step > 7) or monitor.raised == []
+    assert monitor.raised[0].startswith("cut (") and "at step" in monitor.raised[0]
 
 
 def test_gains_are_over_the_start_with_the_same_seed():
