@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from trimtab.trainers import (
     OnlineMethod,
     OptimizerConfig,
     PpoConfig,
+    Ranking,
     RlRoles,
     answer_logprobs,
     critic_of,
@@ -170,7 +172,7 @@ def _train_offline(
 ) -> None:
     align, trunk = context.config.align, policy.backbone
     assert isinstance(align, OnlineConfig)
-    rankings, _, _ = usable_rankings(context, trunk.chat)
+    rankings = [certain(r) for r in usable_rankings(context, trunk.chat)[0] if r.probability != 0.5]
     random.Random(f"{seed}|rankings").shuffle(rankings)
     chosen, count = [], 0
     for ranking in rankings:
@@ -192,6 +194,11 @@ def _train_offline(
         known |= dict(zip([r.id for r in new], answer_logprobs(Role(trunk), new), strict=True))
         reference = [known[ranking.id] for ranking in chosen]
     train_preference(policy, chosen, config, reference=reference, seed=seed)
+
+
+def certain(ranking: Ranking) -> Ranking:
+    """A soft label as a certain one, because some methods have no formula for soft labels."""
+    return ranking if ranking.probability is None else replace(ranking, probability=float(ranking.probability > 0.5))
 
 
 def measured(context: Context, role: Role, states: FrozenStates, rewards: NamedRewards, prompts: int) -> dict[str, Any]:
