@@ -212,7 +212,7 @@ def _negated(text: str) -> bool:
 
 
 def _takes_over(asked: list[str], opening: str) -> bool:
-    """True: the opening repeats a claim: nine tenths of its content words, at least three of them, equally negated."""
+    """True: the opening has nine tenths of the content words of a claim with three or more, and is equally negated."""
     if opening.startswith("if "):
         return False
     given = {word[:5] for word in _WORD.findall(opening)}
