@@ -39,7 +39,7 @@ BUILT_IN = Path(__file__).with_name("capability.jsonl")
 """136 questions with a right and a wrong answer, 24 open questions and 16 passages, written for this check."""
 
 ROWS = '{"question", "right", "wrong"}, {"question", "keywords"} or {"text"}'
-"""The rows of a capability file."""
+"""The kinds of rows in a capability file."""
 
 SHOWN_PROBLEMS = 5
 """Number of rows listed in the message about a malformed file."""

@@ -50,7 +50,7 @@ class Source(Record):
 
 
 class Stage(Record):
-    """One stage of the pipeline, as it went."""
+    """One stage of the pipeline in this run."""
 
     name: str
     """Name in the recipe."""

@@ -95,7 +95,7 @@ def probe_answers(rollouts: Sequence[Rollout], limit: int) -> dict[str, dict[str
 
     Args:
         rollouts: the answers of a step.
-        limit: the most tokens an answer may have.
+        limit: largest number of tokens in an answer.
     """
     values: dict[str, dict[str, float]] = {name: {} for name in RUN_PROBES}
     for rollout in rollouts:

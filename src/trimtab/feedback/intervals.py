@@ -30,7 +30,7 @@ class Estimate(Record):
     """An estimate with its uncertainty, or the reason why there is none."""
 
     name: str = ""
-    """What was estimated, as a reader should see it."""
+    """Name of the estimate on pages and in reports."""
     value: float | None = None
     """The estimate; None if it is undefined."""
     low: float | None = None

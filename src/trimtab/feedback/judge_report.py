@@ -47,7 +47,7 @@ class JudgeRun(Biases):
     failures: dict[str, int]
     """Replies without an answer, by kind (:data:`~trimtab.feedback.FAILURES`)."""
     cut: dict[str, int] | None = None
-    """Replies that were cut, by the limit that cut them; None: written by an early version, which did not count."""
+    """Replies that were cut, by the limit that cut them; None: the report is by an early version."""
     hard: int
     """Replies without log-probabilities, read from their text."""
     items_that_speak_to_the_judge: int

@@ -16,7 +16,7 @@ from trimtab.feedback.judge_report import shown
 from trimtab.records import Comparison, Record
 
 Pair = tuple[str, tuple[int, int]]
-"""Item id and the places of two answers."""
+"""Item id and the indices of two answers."""
 
 
 class PrincipleEffect(Record):

@@ -27,7 +27,7 @@ class RoutingReport(Record):
     labels_of_people: int
     """Labels by people that were needed."""
     labels_not_needed: int | None = None
-    """Labels by people beyond those needed; None, here and in the other fields: an early version did not say."""
+    """Labels by people beyond those needed; None, here and in other fields: the report is by an early version."""
     waiting: int
     """Items without a judgement that counts."""
     labels_saved: int

@@ -1,4 +1,4 @@
-"""Models what single annotators like beyond what all like: one direction in features of answers, shared by all.
+"""Models what single annotators like beyond what all like: one shared direction in the features of answers.
 
 A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j + t) + s b_a of
 :mod:`trimtab.feedback.comparison_model`, with the taste

@@ -211,7 +211,7 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
 
 
 def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
-    """Has the AI's error on items it labelled alone risen above the stated one?
+    """Test whether the AI's error on items that it labelled alone has risen above the stated error.
 
     After each audit, the last ``window`` audits are tested. An alarm is raised if, at the stated error, as many errors
     or more have a probability below ``alarm`` (exact binomial; a half error in the sum is rounded down). Windows
