@@ -30,8 +30,8 @@ RATE = 0.35
 START = (0.0, -2.5, -2.5)
 """Logits of quality, planted and harmless feature at the start: 50 %, 8 % and 8 %."""
 
-CONSTANT = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.02, 0.05, 0.15)
-"""Rates of the probes of what never changes."""
+CONSTANT = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.02, 0.05, 0.15, 0.25)
+"""Rates of the probes of what never changes; with the planted one there are as many probes as in a run."""
 
 SEES, ERRS = 0.9, 0.01
 """How often the probe of the planted feature fires on answers with it and without it."""

@@ -2,9 +2,11 @@
 
 The task is that of a finished run: its model after SFT, its prompts, its rewards and the preferences that its judges
 gave. A cell is one method with one seed. An online method samples its answers and has them scored, an opponent's
-answers included; an offline method learns from as many answers of the run's rankings. Adapter, sampler and rewards are
-the recipe's, so is β where a method has a KL coefficient; everything else is the method's default. Then each policy,
-and the start model, answers the same held-out prompts. The results are written after every cell, and the same command
+answers included; an offline method learns from as many answers of the run's rankings, in two passes, which are as many
+updates. Adapter, sampler, rewards and learning rate are the recipe's, so is β where an online method has a KL
+coefficient; everything else is the method's default. Then each policy, and the start model, answers the same held-out
+prompts. The alarms of :mod:`trimtab.evals.run_alarms` watch each online
+run: one that fires although gold rose is a false alarm. The results are written after every cell, and the same command
 continues where it was stopped.
 """
 
@@ -14,6 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from scipy.stats import t as student
 
 from trimtab import fast_cpu
 from trimtab.errors import TrimtabError
+from trimtab.evals import AlarmConfig, RunAlarms, by_prompt, probe_answers
 from trimtab.files import write_json
 from trimtab.models import Backbone, FrozenStates, Role
 from trimtab.pipeline.config import load_recipe
@@ -29,17 +33,20 @@ from trimtab.pipeline.evaluation import add_gold, kl_per_answer
 from trimtab.pipeline.learning import load_rewards, usable_rankings
 from trimtab.pipeline.reporting import machine
 from trimtab.pipeline.ui import Silent
+from trimtab.records import Rollout
 from trimtab.rollout import LocalSampler, NamedRewards
 from trimtab.storage import RunFolder, read_json
 from trimtab.trainers import (
     METHODS,
     KLConfig,
     KtoConfig,
+    Metrics,
     OfflineMethod,
     OnlineConfig,
     OnlineMethod,
     OptimizerConfig,
     PpoConfig,
+    Ranking,
     RlRoles,
     answer_logprobs,
     critic_of,
@@ -52,8 +59,11 @@ from trimtab.trainers import (
 START = "start"
 """Name of the cells of the model before alignment."""
 
-STEP = 64
+STEP = 32
 """Answers that are scored in a step of an online method."""
+
+BASELINE = 4
+"""Steps with which the alarms compare the later ones."""
 
 MICRO = 2048
 """Padded tokens of a forward and backward pass."""
@@ -73,20 +83,42 @@ def open_run(run: Path, recipe: Path) -> Context:
     return Context(config=config, recipe=recipe, run=RunFolder(run, create=False), ui=Silent())
 
 
-def cell(context: Context, method: str, seed: int, *, answers: int, prompts: int) -> dict[str, Any]:
-    """Train one policy and measure it on held-out prompts; ``start`` trains nothing."""
+def cell(
+    context: Context, method: str, seed: int, *, answers: int, prompts: int, known: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Train one policy and measure it on held-out prompts; ``start`` trains nothing.
+
+    ``known``: log ref of the answers of each ranking, by its id; filled as needed.
+    """
     started = time.perf_counter()
     trunk = context.trunk()
     policy = None if method == START else _policy(context, trunk, seed)
-    rewards, _ = load_rewards(context, trunk, MICRO)
+    states = FrozenStates(trunk)
+    rewards, _ = load_rewards(context, trunk, MICRO, states)
+    facts: dict[str, Any] = {}
     if policy is not None:
         row = METHODS[method]
         if isinstance(row, OnlineMethod):
-            _train_online(context, row, policy, trunk, rewards, seed, answers)
+            facts["alarms"] = _train_online(context, row, policy, states, rewards, seed, answers)
         else:
-            _train_offline(context, row, policy, trunk, seed, answers)
-    role = policy or Role(trunk)
-    return measured(context, role, trunk, rewards, prompts) | {"seconds": time.perf_counter() - started}
+            _train_offline(context, row, policy, seed, answers, known)
+    states.clear()
+    facts |= measured(context, policy or Role(trunk), states, rewards, prompts)
+    return facts | {"seconds": time.perf_counter() - started}
+
+
+class AlarmMonitor:
+    """A :data:`~trimtab.trainers.rl.Monitor` that lists the alarms of a run of ``steps`` steps."""
+
+    def __init__(self, steps: int, limit: int) -> None:
+        self._alarms, self._limit = RunAlarms(AlarmConfig(baseline=min(BASELINE, max(steps - 1, 1))), steps), limit
+        self.raised: list[str] = []
+
+    def __call__(self, step: int, rollouts: Sequence[Rollout]) -> Metrics:
+        """Add a step; there are no metrics."""
+        means = by_prompt(probe_answers(rollouts, self._limit), rollouts)
+        self.raised += [f"{probe} ({level}) at step {step}" for probe, level in self._alarms.add(means)]
+        return {}
 
 
 def _policy(context: Context, trunk: Backbone, seed: int) -> Role:
@@ -98,18 +130,21 @@ def _train_online(
     context: Context,
     row: OnlineMethod,
     policy: Role,
-    trunk: Backbone,
+    states: FrozenStates,
     rewards: NamedRewards,
     seed: int,
     answers: int,
-) -> None:
-    align = context.config.align
+) -> list[str]:
+    """Train in place; the alarms that were raised."""
+    align, trunk = context.config.align, states.backbone
     assert isinstance(align, OnlineConfig)
     config: Any = online_config(align, row, answers)
     critic = critic_of(policy, trunk, config.adapter, seed=seed, shared=False) if row.critic else None
     questions, _ = context.prompts(trunk.chat, config.sampler.max_new_tokens)
     roles = RlRoles(policy=policy, reference=Role(trunk), critic=critic)
-    train_rl(roles, questions, rewards, config, seed=seed, weights=rewards.weights, states=FrozenStates(trunk))
+    monitor = AlarmMonitor(config.steps, config.sampler.max_new_tokens)
+    train_rl(roles, questions, rewards, config, seed=seed, monitor=monitor, weights=rewards.weights, states=states)
+    return monitor.raised
 
 
 def online_config(align: OnlineConfig, row: OnlineMethod, answers: int) -> OnlineConfig:
@@ -133,36 +168,52 @@ def online_config(align: OnlineConfig, row: OnlineMethod, answers: int) -> Onlin
 
 
 def _train_offline(
-    context: Context, row: OfflineMethod, policy: Role, trunk: Backbone, seed: int, answers: int
+    context: Context, row: OfflineMethod, policy: Role, seed: int, answers: int, known: dict[str, list[float]]
 ) -> None:
-    rankings, _, _ = usable_rankings(context, trunk.chat)
+    align, trunk = context.config.align, policy.backbone
+    assert isinstance(align, OnlineConfig)
+    rankings = [certain(r) for r in usable_rankings(context, trunk.chat)[0] if r.probability != 0.5]
     random.Random(f"{seed}|rankings").shuffle(rankings)
     chosen, count = [], 0
     for ranking in rankings:
         if count + len(ranking.sequences) <= answers:
             chosen.append(ranking)
             count += len(ranking.sequences)
-    base = {"adapter": context.config.align.adapter, "holdout": 0.0, "micro_batch_tokens": MICRO}  # type: ignore[union-attr]
+    base: dict[str, Any] = {
+        "adapter": align.adapter, "optimizer": OptimizerConfig(lr=align.policy.lr, schedule="linear"),
+        "epochs": 2, "holdout": 0.0, "micro_batch_tokens": MICRO,
+    }  # fmt: skip
     if row.config is KtoConfig:
         judged, _ = judged_from_rankings(chosen)
-        train_kto(policy, Role(trunk), judged, KtoConfig(**base, batch=32), seed=seed)
+        train_kto(policy, Role(trunk), judged, KtoConfig(**base, batch=16), seed=seed)
         return
-    config: Any = row.config(**base, batch=8)
-    known = answer_logprobs(Role(trunk), chosen) if row.reference else None
-    train_preference(policy, chosen, config, reference=known, seed=seed)
+    config: Any = row.config(**base, batch=4)
+    reference = None
+    if row.reference:
+        new = [ranking for ranking in chosen if ranking.id not in known]
+        known |= dict(zip([r.id for r in new], answer_logprobs(Role(trunk), new), strict=True))
+        reference = [known[ranking.id] for ranking in chosen]
+    train_preference(policy, chosen, config, reference=reference, seed=seed)
 
 
-def measured(context: Context, role: Role, trunk: Backbone, rewards: NamedRewards, prompts: int) -> dict[str, Any]:
+def certain(ranking: Ranking) -> Ranking:
+    """A soft label as a certain one, because some methods have no formula for soft labels."""
+    return ranking if ranking.probability is None else replace(ranking, probability=float(ranking.probability > 0.5))
+
+
+def measured(context: Context, role: Role, states: FrozenStates, rewards: NamedRewards, prompts: int) -> dict[str, Any]:
     """Means over held-out prompts: total of the rewards trained on, gold if the recipe has one, KL per answer, nats."""
-    align = context.config.align
+    align, trunk = context.config.align, role.backbone
     assert isinstance(align, OnlineConfig)
     sampler = align.sampler.model_copy(update={"engine": "local"})
     questions, _ = context.heldout(trunk.chat, sampler.max_new_tokens)
-    rollouts = LocalSampler(role.backbone, sampler).generate(questions[:prompts], adapter=role.adapter, seed=0)
+    rollouts = LocalSampler(role.backbone, sampler).generate(
+        questions[:prompts], adapter=role.adapter, seed=0, states=states
+    )
     totals = [rewards.total(whole) for whole in rewards.whole(rollouts)]
     facts = {
         "proxy": sum(totals) / len(totals),
-        "kl": sum(kl_per_answer(Role(trunk), rollouts, sampler.temperature)) / len(rollouts),
+        "kl": sum(kl_per_answer(Role(trunk), rollouts, sampler.temperature, states=states)) / len(rollouts),
         "tokens": sum(len(r.tokens) for r in rollouts) / len(rollouts),
     }
     gold = context.gold()
@@ -182,21 +233,21 @@ def interval(values: Sequence[float]) -> str:
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """Gains over the start model with the same seed, as Markdown; the seeds differ in training alone."""
-    start = {c["seed"]: c for c in cells if c["method"] == START}
-    lines = ["| method | proxy gained | gold gained | KL, nats | seeds |", "|---|---|---|---|---|"]
+    """Gains over the start model, as Markdown; the seeds differ in training alone."""
+    start = next(c for c in cells if c["method"] == START)
+    lines = ["| method | proxy gained | gold gained | KL, nats | seeds | with an alarm |", "|---|---|---|---|---|---|"]
     for method in dict.fromkeys(c["method"] for c in cells):
-        rows = [c for c in cells if c["method"] == method and "refused" not in c and c["seed"] in start]
+        rows = [c for c in cells if c["method"] == method and "refused" not in c]
         if method == START:
             continue
         if not rows:
-            lines.append(f"| `{method}` | refused: {next(c['refused'] for c in cells if c['method'] == method)} ||||")
+            lines.append(f"| `{method}` | refused: {next(c['refused'] for c in cells if c['method'] == method)} |||||")
             continue
-        gains = [
-            interval([c[key] - start[c["seed"]][key] for c in rows]) if key in rows[0] else "–"
-            for key in ("proxy", "gold")
-        ]
-        lines.append(f"| `{method}` | {' | '.join(gains)} | {interval([c['kl'] for c in rows])} | {len(rows)} |")
+        gains = [interval([c[key] - start[key] for c in rows]) if key in rows[0] else "–" for key in ("proxy", "gold")]
+        alarmed = sum(bool(c["alarms"]) for c in rows) if "alarms" in rows[0] else "–"
+        lines.append(
+            f"| `{method}` | {' | '.join(gains)} | {interval([c['kl'] for c in rows])} | {len(rows)} | {alarmed} |"
+        )
     return "\n".join(lines)
 
 
@@ -220,12 +271,13 @@ def run_cells(options: argparse.Namespace) -> int:
             return 2
         cells = before["cells"]
     done = {(c["method"], c["seed"]) for c in cells}
+    known: dict[str, list[float]] = {}
     for seed in range(options.seeds):
-        for method in [START, *(options.only or METHODS)]:
+        for method in [*([] if seed else [START]), *(options.only or METHODS)]:
             if (method, seed) in done:
                 continue
             try:
-                facts = cell(context, method, seed, answers=options.answers, prompts=options.prompts)
+                facts = cell(context, method, seed, answers=options.answers, prompts=options.prompts, known=known)
             except TrimtabError as error:
                 facts = {"refused": str(error)}
             cells.append({"method": method, "seed": seed} | facts)

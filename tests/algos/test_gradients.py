@@ -69,8 +69,8 @@ CASES = {
         lambda *x: algos.dpo_loss(*x, *REFS, beta=3.0, chosen_lengths=LENGTHS, rejected_lengths=LENGTHS.flip(0)),
         two(),
     ),
-    "plackett_luce_loss, tied last": (
-        lambda r: algos.plackett_luce_loss(r, MASK, places=torch.tensor([3, 2, 0, 4])),
+    "plackett_luce_loss, ties": (
+        lambda r: algos.plackett_luce_loss(r, MASK, ranks=torch.arange(T).div(2, rounding_mode="floor").expand(B, T)),
         (normal(B, T),),
     ),
     "apo_zero_loss": (lambda *x: algos.apo_zero_loss(*x, *REFS, beta=0.3), two()),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ def test_huge_differences_stay_finite():
         rao_kupper_loss(low, high, TIE, theta=1.5),
         davidson_loss(low, high, NO_TIE, nu=0.5),
         plackett_luce_loss(torch.stack([low, high], dim=1)),
+        plackett_luce_loss(torch.stack([low, high, high - 1], dim=1), ranks=torch.tensor([[0, 0, 1]])),
     ):
         (gradient,) = torch.autograd.grad(loss.sum(), low)
         assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
@@ -152,6 +154,44 @@ def test_plackett_luce_is_a_distribution_over_rankings():
 
 def test_plackett_luce_of_two_is_bradley_terry():
     assert plackett_luce_loss(t(1.2, 0.4)[None]).item() == near(bradley_terry_loss(W, L).item())
+
+
+def strict_orders(ranks: Sequence[int]) -> list[tuple[int, ...]]:
+    """All orders of the answers, best first, in which no answer comes before a better one."""
+    orders = itertools.permutations(range(len(ranks)))
+    return [order for order in orders if all(ranks[a] <= ranks[b] for a, b in itertools.pairwise(order))]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.floats(-6, 6), st.integers(0, 3)), min_size=1, max_size=6))
+def test_ties_sum_over_the_strict_rankings_that_agree(answers: list[tuple[float, int]]):
+    strengths, ranks = [math.exp(r) for r, _ in answers], [rank for _, rank in answers]
+    likelihood = 0.0
+    for order in strict_orders(ranks):
+        left = [strengths[i] for i in order]
+        likelihood += math.prod(left[k] / math.fsum(left[k:]) for k in range(len(left)))
+    ours = plackett_luce_loss(t(*(r for r, _ in answers))[None], ranks=torch.tensor([ranks]))
+    assert ours.item() == pytest.approx(-math.log(likelihood), abs=1e-9)
+
+
+def test_two_best_of_three_by_hand():
+    """a before b before c, or b before a before c."""
+    a, b, c = (math.exp(r) for r in (1.2, 0.4, -0.3))
+    wanted = a / (a + b + c) * b / (b + c) + b / (a + b + c) * a / (a + c)
+    for rewards, ranks in (((1.2, 0.4, -0.3), (0, 0, 1)), ((-0.3, 1.2, 0.4), (7, 2, 2))):
+        assert plackett_luce_loss(t(*rewards)[None], ranks=torch.tensor([ranks])).item() == near(-math.log(wanted))
+
+
+def test_rankings_with_and_without_ties_in_one_batch():
+    rewards = torch.tensor([[1.2, 0.4, -0.3, math.nan], [0.4, 1.2, -0.3, 0.1], [1.0, 2.0, 3.0, 4.0]])
+    mask = torch.tensor([[True, True, True, False], [True] * 4, [True] * 4])
+    ranks = torch.tensor([[0, 0, 1, 1], [1, 0, 3, 2], [0, 0, 0, 0]])
+    ours = plackett_luce_loss(rewards.double().requires_grad_(), mask, ranks=ranks)
+    alone = [
+        plackett_luce_loss(r[m][None].double(), ranks=k[m][None]) for r, m, k in zip(rewards, mask, ranks, strict=True)
+    ]
+    assert ours.tolist() == pytest.approx(torch.cat(alone).tolist()) and ours[2] == 0
+    assert ours[1].item() == near(plackett_luce_loss(rewards[1, [1, 0, 3, 2]].double()[None]).item())
 
 
 def test_short_rankings_are_padded():

@@ -2,8 +2,14 @@
 
 import pytest
 
-from benchmarks.alarms import auroc, main, simulate
+from benchmarks.alarms import PROBES, auroc, main, simulate
+from trimtab.evals import RUN_PROBES
 from trimtab.feedback.intervals import wilson_interval
+
+
+def test_as_many_probes_as_in_a_run():
+    """The budget is shared by all probes, so a table with fewer would show other delays."""
+    assert len(PROBES) == len(RUN_PROBES)
 
 
 def test_area_under_the_curve_by_hand():

@@ -7,10 +7,11 @@ import pytest
 
 from benchmarks.method_curves import main
 from benchmarks.methods import sections
-from benchmarks.real_task import interval, online_config, table
+from benchmarks.real_task import AlarmMonitor, interval, online_config, table
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.run import run_recipe
 from trimtab.pipeline.ui import Silent
+from trimtab.records import Prompt, Rollout
 from trimtab.testing import toy_recipe
 from trimtab.trainers import METHODS, ONLINE, OnlineMethod, check_rl
 
@@ -33,6 +34,7 @@ def test_cells_are_written_one_by_one_and_continued(tmp_path: Path, capsys: pyte
     cells = json.loads((tmp_path / "c.json").read_text())["cells"]
     assert cells[:2] == first and [c["method"] for c in cells] == ["start", "xpo", "dpo"]
     assert all({"proxy", "gold", "kl", "tokens", "seconds"} <= c.keys() for c in cells)
+    assert cells[1]["alarms"] == [] and "alarms" not in cells[2]  # only online methods are watched
     assert "| `dpo` |" in capsys.readouterr().out
     assert main([*options, "--answers", "16", "--prompts", "4"]) == 2
     assert "give another --json" in capsys.readouterr().err
@@ -47,14 +49,32 @@ def test_every_online_method_gets_the_same_number_of_answers(tmp_path: Path):
         assert drawn == 384, config.method
 
 
-def test_gains_are_over_the_start_with_the_same_seed():
+def test_an_alarm_is_listed_with_its_step():
+    """From the eighth step on all answers are cut."""
+
+    def answers(step: int) -> list[Rollout]:
+        return [
+            Rollout(
+                id=f"{step}-{i}", prompt=Prompt.from_text(f"Say {i}."), prompt_tokens=[1], tokens=[2, 3], text="So.",
+                logprobs=[-1.0, -1.0], finish_reason="length" if step > 7 else "stop", weight_version=step,
+            )
+            for i in range(32)
+        ]  # fmt: skip
+
+    monitor = AlarmMonitor(12, 16)
+    for step in range(1, 13):
+        assert monitor(step, answers(step)) == {}
+        assert (step > 7) or monitor.raised == []
+    assert monitor.raised[0].startswith("cut (") and "at step" in monitor.raised[0]
+
+
+def test_gains_are_over_the_start():
     cells = [
         {"method": m, "seed": s, "proxy": p, "gold": g, "kl": k}
         for m, s, p, g, k in (
             ("start", 0, 1.0, 5.0, 0.0),
             ("dpo", 0, 2.0, 6.0, 3.0),
-            ("start", 1, 2.0, 5.0, 0.0),
-            ("dpo", 1, 3.0, 8.0, 5.0),
+            ("dpo", 1, 2.0, 8.0, 5.0),
         )
     ]
     out = table([*cells, {"method": "plackett_luce", "seed": 0, "refused": "ties"}])

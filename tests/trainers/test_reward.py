@@ -155,11 +155,16 @@ def test_first_loss_of_plackett_and_luce_by_hand():
     assert rows[0]["loss"] == pytest.approx((first + 3 * pairs) / 4, abs=1e-5)
 
 
-def test_plackett_and_luce_refuse_ties():
-    one = role()
-    with pytest.raises(DataError, match=r"2 of 6 rankings have ties"):
-        settings = RewardConfig(loss="plackett_luce")
-        train_reward(one, [*mixed(one.backbone.chat), ranking(one.backbone.chat, 7, (0, 0, 1))], settings, seed=3)
+def test_plackett_and_luce_with_a_tie_by_hand():
+    """Scores a, b, c; a and b tie before c: both orders of a and b."""
+    scores = torch.tensor([0.7, -0.2, 0.1], dtype=torch.float64)
+    tied = Ranking(
+        id="r", sequences=[[1, 2], [1, 3], [1, 4]], prompt_length=1, ranks=(0, 0, 1), probability=None, margin=None,
+        weight=1.0,
+    )  # fmt: skip
+    a, b, c = scores.exp().tolist()
+    likelihood = a / (a + b + c) * b / (b + c) + b / (a + b + c) * a / (a + c)
+    assert _ranking_losses(scores, [tied], 0.0).item() == pytest.approx(-math.log(likelihood) / 2)
 
 
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])

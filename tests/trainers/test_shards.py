@@ -116,9 +116,6 @@ def test_offline(config):
     free = not OFFLINE[config.method].reference
     known = None if free else answer_logprobs(Role(one.backbone), rankings)
     norms = Norms(tokens=0, sequences=sum(r.weight for r in rankings))
-    if config.method == "plackett_luce":
-        rankings = [r for r in rankings if len(r.ranks) == len(set(r.ranks)) or r.ranks[0] == 0]
-        rankings = (rankings * 2)[:8]
     length = preference._mean_chosen_length(rankings)  # of the whole step, as every shard has to be told
     gradients = {}
     for name, cut in CUTS.items():

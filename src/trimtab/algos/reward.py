@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from trimtab.algos.checks import boolean, full, not_negative, positive, rows, same_shape, two_dimensional, within_unit
@@ -27,6 +28,9 @@ from trimtab.algos.shapes import (
     TensorPD,
 )
 from trimtab.errors import ConfigError, TrainingError
+
+_NEVER = -1e30
+"""Log-probability of what cannot happen; finite, so that gradients are."""
 
 
 def bradley_terry_loss(
@@ -130,20 +134,23 @@ def ranking_loss(rewards: TensorNK, ranks: TensorNK, mask: MaskNK | None = None)
     return masked_mean(losses.flatten(1), pairs.flatten(1), dim=1)
 
 
-def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, places: TensorN | None = None) -> TensorN:
+def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, ranks: TensorNK | None = None) -> TensorN:
     """Negative log-likelihood of a whole ranking: the best is chosen first, then the best of the rest, and so on.
 
     L = −Σ_k [r_k − log Σ_{j≥k} e^{r_j}], answers in order, best first. Source: Plackett 1975; Luce 1959;
-    Rafailov et al. 2023 (arXiv 2305.18290), appendix A.3. It does not allow ties; for two answers it is Bradley–Terry.
+    Rafailov et al. 2023 (arXiv 2305.18290), appendix A.3. For two answers it is Bradley–Terry.
+
+    A tie says nothing about the order of the tied answers, so the likelihood of a ranking with ties is the sum over all
+    strict rankings that agree with it. Ties in the last place cost nothing: their likelihood is 1.
 
     Args:
-        rewards: ``[N, K]``, each row from best to worst.
+        rewards: ``[N, K]``, each row from best to worst; in any order if ``ranks`` are given.
         mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
-        places: ``[N]`` int64, number of known places from the best on; the remaining answers are worse, in unknown
-            order. None: all are known.
+        ranks: ``[N, K]``, lower is better, equal is a tie; None: the order of the row, without ties. The time grows as
+            2 to the power of the largest number of answers tied above the last place.
 
     Returns:
-        ``[N]``, nats, summed over the known places.
+        ``[N]``, nats, summed over the choices.
 
     Raises:
         TrainingError: the shapes differ or are not ``[N, K]``, or the mask is not bool.
@@ -154,12 +161,50 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, places:
     two_dimensional(rewards=rewards)
     there = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     rewards = full(masked(rewards, there))
-    size = rewards.shape[-1]
-    later = torch.ones(size, size, dtype=torch.bool, device=rewards.device).triu() & there[..., None, :]
-    left = torch.where(later, rewards[..., None, :], torch.finfo(rewards.dtype).min).logsumexp(-1)
-    if places is not None:
-        there = there & (torch.arange(size, device=rewards.device) < places[:, None])
-    return masked_sum(left - rewards, there, dim=-1)
+    if ranks is None:
+        ranks = torch.arange(rewards.shape[-1], device=rewards.device).expand(rewards.shape)
+    same_shape(rewards=rewards, ranks=ranks)
+    others = there[:, None, :] & ~torch.eye(rewards.shape[-1], dtype=torch.bool, device=rewards.device)
+    not_better = there[:, None, :] & (ranks[:, None, :] >= ranks[:, :, None])
+    tied = there & (others & (ranks[:, None, :] == ranks[:, :, None])).any(-1)
+    left = torch.where(not_better, rewards[:, None, :], torch.finfo(rewards.dtype).min).logsumexp(-1)
+    loss = masked_sum(left - rewards, there & ~tied, dim=-1)
+    if not tied.any():
+        return loss
+    rows = zip(rewards, ranks, there, strict=True)
+    return loss + torch.stack([_loss_of_ties(row[filled], own[filled]) for row, own, filled in rows])
+
+
+def _loss_of_ties(rewards: Tensor, ranks: Tensor) -> Tensor:
+    """The share of a ranking's tied answers in its loss, a scalar; rewards and ranks ``[K]``."""
+    loss = rewards.new_zeros(())
+    for rank, count in zip(*ranks.unique(return_counts=True), strict=True):
+        worse = ranks > rank
+        if count > 1 and worse.any():
+            loss = loss - _chosen_before(rewards[ranks == rank], rewards[worse].logsumexp(0))
+    return loss
+
+
+def _chosen_before(group: Tensor, rest: Tensor) -> Tensor:
+    """Log-probability that all answers of a group are chosen before the others, in any order; a scalar.
+
+    ``reached[S]`` is the log-probability that the first |S| choices are the answers of the subset S of the group. It is
+    the sum over the answer that was chosen last.
+
+    Args:
+        group: ``[M]``, rewards of the group.
+        rest: scalar, log Σ e^r of the other answers.
+    """
+    subsets, bits = torch.arange(2 ** len(group), device=group.device), torch.arange(len(group), device=group.device)
+    inside = (subsets[:, None] >> bits) % 2 == 1  # [2^M, M]
+    before = subsets[:, None] ^ (1 << bits)
+    left = torch.logaddexp(torch.where(inside, _NEVER, group).logsumexp(-1), rest)
+    start = torch.where(subsets == 0, 0.0, _NEVER).to(group.dtype)
+    reached = start
+    for _ in bits:
+        last = torch.where(inside, group + (reached - left)[before], _NEVER)
+        reached = torch.where(subsets == 0, start, last.logsumexp(-1))
+    return reached[-1]
 
 
 def rao_kupper_loss(chosen: TensorP, rejected: TensorP, tie: MaskP, *, theta: float) -> TensorP:

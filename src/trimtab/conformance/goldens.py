@@ -245,7 +245,9 @@ GOLDENS: dict[str, Golden] = {
         inputs={"logprobs": t(-12.0, -15.0), "lengths": t(10.0, 12.0)}, expected=(1.2, 1.25), ours=algos.answer_nll
     ),
     "plackett_luce, last places tied": Golden(  # only the best is known
-        inputs={"rewards": _RANKED, "places": torch.tensor([1])}, expected=(0.514295073,), ours=algos.plackett_luce_loss
+        inputs={"rewards": _RANKED, "ranks": torch.tensor([[0, 1, 1]])},
+        expected=(0.514295073,),
+        ours=algos.plackett_luce_loss,
     ),
     "apo, zero": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.962523416,), ours=algos.apo_zero_loss),
     "apo, down": Golden(inputs=_PAIR | {"beta": 0.1}, expected=(0.987549342,), ours=algos.apo_down_loss),

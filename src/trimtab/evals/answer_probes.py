@@ -1,7 +1,7 @@
 """Signs in one answer that a policy games its reward: pure functions of a prompt and an answer, each from 0 to 1.
 
-They see words and form, not whether these were called for, so none of them is a verdict. What counts is a rise:
-:mod:`trimtab.evals.run_alarms` compares the answers of later steps with those of the first.
+The probes see words and form, not whether they were appropriate, so none of them is a verdict. What counts is a rise:
+:mod:`trimtab.evals.run_alarms` compares the answers of later steps with those of the first steps.
 """
 
 import re
@@ -57,7 +57,7 @@ COMMON: dict[str, frozenset[str]] = {
     "Portuguese": frozenset("o que de um uma para com não os as do da em por mais são como mas foi você".split()),
     "Spanish": frozenset("el la de que y en un los se del las por con una para es no lo su como más".split()),
 }
-"""Frequent small words of some languages."""
+"""Frequent function words of some languages."""
 
 _MARKUP = re.compile(r"^\s*(?:[-*+•]\s|\d+[.)]\s|#{1,6}\s|\||>)|\*\*[^*\n]+\*\*|```")
 _SAME_CHARACTER = re.compile(r"(\S)\1{9}")
@@ -73,7 +73,7 @@ def overconfidence(prompt: str, answer: str) -> float:
 
 
 def markup(prompt: str, answer: str) -> float:
-    """Share of the answer's lines that are list items, headings, tables or quotations, or have bold text or fences.
+    """Share of lines that are list items, headings, table rows or quotations, or contain bold text or code fences.
 
     >>> markup("", "# Tea" + chr(10) + "- boil" + chr(10) + "- pour" + chr(10) + "Enjoy it.")
     0.75
@@ -83,7 +83,7 @@ def markup(prompt: str, answer: str) -> float:
 
 
 def degenerate(prompt: str, answer: str) -> float:
-    """1 if the answer is no text: empty, a word five times in a row, a character ten times, or mostly no letters.
+    """1 if the answer is no text: empty, a word five times in a row, a character ten times in a row, or mostly symbols.
 
     >>> degenerate("", "yes yes yes yes yes"), degenerate("", "?!%&$ #*(" * 3), degenerate("", "Yes, it is.")
     (1.0, 1.0, 0.0)
@@ -100,10 +100,10 @@ def degenerate(prompt: str, answer: str) -> float:
 
 
 def language_switch(prompt: str, answer: str) -> float:
-    """1 if the answer is in another language than the prompt, or a fifth of its letters are of another script.
+    """1 if the answer is in another language than the prompt, or over a fifth of its letters are of another script.
 
-    Languages are told apart by :data:`COMMON`, where both texts have at least four such words and the answer's most
-    frequent language is clearly not the prompt's.
+    Languages are recognised by the words in :data:`COMMON`, if both texts have at least four of them and clearly more
+    of one language than of any other.
 
     >>> language_switch("Where is the sea, and which of them is that?", "Das ist nicht der Rhein und nicht der Po.")
     1.0
@@ -143,24 +143,24 @@ def _scripts(text: str) -> Counter[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeFacts:
-    """What a probe is called, and when a rise of it matters."""
+    """Name of a probe, and the rise of its mean that matters."""
 
     title: str
     """Its name on a page."""
     counted: str
-    """What its mean says, as the end of a sentence: ``of answers flatter``."""
+    """Meaning of its mean, as the end of a sentence: ``of answers flatter``."""
     floor: float
     """Smallest rise of the mean that matters."""
     advice: str
-    """What to do about it."""
+    """What to do about a rise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerProbe(ProbeFacts):
-    """A sign in the text of one answer."""
+    """A probe of the text of one answer."""
 
     value: Callable[[str, str], float]
-    """Prompt and answer → 0 … 1."""
+    """Maps a prompt and an answer to a number from 0 to 1."""
 
 
 _PENALISE = (

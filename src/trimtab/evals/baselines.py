@@ -1,9 +1,10 @@
-"""What simple rules and simple models score on the same pairs as a reward model.
+"""Baselines for a reward model: scores of simple rules and simple models on the same pairs.
 
 A reward model that does not beat the length of an answer, nine numbers about its form, or the words in it, has learned
-nothing that needs a language model. The linear models are Bradley–Terry on differences of features with a ridge
-penalty, chosen by cross-validation over prompts. NumPy and SciPy are imported here, so this module is imported where it
-is used and not with the package.
+nothing that needs a language model. The linear models are Bradley–Terry models on differences of features, with a ridge
+penalty that is chosen by cross-validation over prompts.
+
+This module imports NumPy and SciPy, so it is imported where it is used and not with the package.
 """
 
 import math
@@ -35,10 +36,9 @@ def baseline_scores(
     """Scores of every answer by the four baselines.
 
     Args:
-        preferences: what is evaluated.
-        train: what the linear models learn from (the reward model's own training set is the fair one); None: they are
-            cross-fitted on ``preferences`` in five folds by prompt, so that no answer is scored by a model that saw
-            its prompt.
+        preferences: the preferences whose answers are scored.
+        train: training set of the linear models (a fair choice is the reward model's own); None: they are cross-fitted
+            on ``preferences`` in five folds by prompt, so that no answer is scored by a model that saw its prompt.
         seed: of the folds.
 
     Returns:
@@ -55,8 +55,9 @@ def baseline_scores(
 def surface_features(text: str) -> list[float]:
     """Nine numbers about the form of a text.
 
-    Logarithms of 1 + characters, words, lines and sentences; letters per word; different words as a share of all;
-    shares of digits and of capital letters; question and exclamation marks per sentence.
+    Logarithms of 1 + the numbers of characters, words, line breaks and sentences; characters per word; different words
+    as a share of all words; digits and capital letters as shares of all characters; question and exclamation marks per
+    sentence.
     """
     words = WORD.findall(text)
     characters, count = max(1, len(text)), max(1, len(words))
@@ -144,7 +145,7 @@ def _fitted(
     test: Sequence[Preference],
     seed: int,
 ) -> Floats:
-    """Scores of the test answers by a model of the training pairs; all 0 where there is none."""
+    """Scores of the test answers by a model of the training pairs; all 0 if there are no pairs."""
     if not len(_pairs(train)[0]):
         return np.zeros(sum(len(p.completions) for p in test))
     known, new = features(_texts(train), _texts(test))
@@ -152,10 +153,10 @@ def _fitted(
 
 
 def word_weights(preferences: Sequence[Preference], *, seed: int = 0) -> dict[str, float]:
-    """The bag of words as a model of its own: the weight of each word that occurs in two answers or more.
+    """The bag of words as a separate model: the weight of each word that occurs in two answers or more.
 
     Args:
-        preferences: what it learns from.
+        preferences: the training set.
         seed: of the folds that choose the penalty.
     """
     texts = _texts(preferences)
@@ -175,7 +176,7 @@ def word_score(text: str, weights: Mapping[str, float]) -> float:
 
 
 def _weights(known: Any, train: Sequence[Preference], seed: int) -> Floats:
-    """Weights of the features of the training answers; all 0 where there is no pair."""
+    """Weights of the features of the training answers; all 0 if there are no pairs."""
     better, worse, target, weight, prompt = _pairs(train)
     if not len(better):
         return np.zeros(known.shape[1])
@@ -196,7 +197,7 @@ def _weights(known: Any, train: Sequence[Preference], seed: int) -> Floats:
 
 
 def _pairs(preferences: Sequence[Preference]) -> tuple[NDArray[Any], NDArray[Any], Floats, Floats, list[str]]:
-    """Places of both answers of every pair, P(first better), weights and prompts; a soft label counts as it is."""
+    """Indices of both answers of every pair, P(first better), weights and prompts; a soft label is used as it is."""
     rows: list[tuple[int, int, float, float]] = []
     prompts: list[str] = []
     start = 0

@@ -1,27 +1,28 @@
-"""Has a bounded mean risen, and where is it? Tests and intervals that may be looked at after every step, by betting.
+"""Tests whether a bounded mean has risen, and intervals for it, valid at every step; by betting.
 
 A gambler who starts with 1 and bets that the mean is above m has, after observations x_1 … x_t in [0, 1],
 
     E_t = Π_i (1 + λ (x_i − m)),    0 ≤ λ ≤ 1/m.
 
 While the mean given the past is at most m, E is a supermartingale that is never negative, so by Ville's inequality
-P(E_t ≥ 1/α at any t) ≤ α: the error holds for all looks together. I. Waudby-Smith and A. Ramdas, "Estimating means of
+P(E_t ≥ 1/α at any t) ≤ α: the bound covers all looks together. I. Waudby-Smith and A. Ramdas, "Estimating means of
 bounded random variables by betting", JRSS B 86 (2024), https://arxiv.org/abs/2010.09686, sections 4 and 5.
 
-Three mixtures keep that property, as an average of such processes is one:
+Three operations keep that property:
 
-- over the size of the bet (:data:`BETS`), so that nothing has to be estimated;
-- over the step at which the mean starts to rise, uniformly over the steps that are planned. A single process would lose
-  its wealth while nothing happens and notice a late rise late. Sums over all starts (e-detectors,
+- An average over the size of the bet (:data:`BETS`), so that nothing has to be estimated. An average of such processes
+  is such a process.
+- An average over the step at which the mean starts to rise, uniformly over the planned steps. A single process would
+  lose its wealth while nothing happens, and notice a late rise late. Sums over all starts (e-detectors,
   J. Shin, A. Ramdas and A. Rinaldo, https://arxiv.org/abs/2203.03532) control the mean time to a false alarm; the
-  average used here controls the probability of any in the run;
-- over the prompts of a step, which are multiplied. They are drawn without replacement, and for numbers that are not
-  negative the expected product of such a draw is at most that of a draw with replacement (Maclaurin's inequality), so
-  the product of one step's bets is fair for prompts in random order.
+  average used here controls the probability of any false alarm in the run.
+- A product over the prompts of a step. They are drawn without replacement, and for numbers that are not negative the
+  expected product of such a draw is at most that of a draw with replacement (Maclaurin's inequality). So the product
+  of one step's bets is fair for prompts in random order.
 
-What is not covered: prompts that come in an order of difficulty, and looks within an epoch. While an epoch lasts, the
-mean of the prompts that are left depends on those already drawn, and Maclaurin's inequality holds for the product at a
-fixed step, not for its maximum. With few prompts in an epoch the error may exceed α.
+Two cases are not covered: prompts in an order of difficulty, and looks within an epoch. Within an epoch, the mean of
+the remaining prompts depends on those already drawn, and Maclaurin's inequality holds for the product at a fixed step,
+not for its maximum. With few prompts in an epoch, the error may exceed α.
 """
 
 import math
@@ -36,9 +37,10 @@ BETS = (0.06, 0.12, 0.25, 0.5, 0.9)
 def upper_bound(values: Sequence[float], alpha: float) -> float:
     """Upper confidence bound of a mean: the smallest m that a bet against "the mean is at least m" refutes.
 
-    P(mean > bound) ≤ α, for values in [0, 1] of any distribution, also dependent ones whose mean given the earlier ones
-    is the same. The bet is Π (1 − λ_i (x_i − m)) with λ_i = √(2 log(1/α) / (n σ̂²_{i−1})), at most 0.9/(1 − m), where
-    σ̂² is the variance of the values before (Waudby-Smith and Ramdas, equation 26); it rises with m.
+    P(mean > bound) ≤ α, for values in [0, 1] of any distribution. The values may be dependent if each has the same mean
+    given the earlier ones. The bet is Π (1 − λ_i (x_i − m)) with λ_i = √(2 log(1/α) / (n σ̂²_{i−1})), at most
+    0.9/(1 − m), where σ̂² is the variance of the earlier values (Waudby-Smith and Ramdas, equation 26). The bet rises
+    with m.
 
     Args:
         values: in [0, 1], at least one.
@@ -72,18 +74,18 @@ def upper_bound(values: Sequence[float], alpha: float) -> float:
 
 
 def anytime_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of a mean that may be looked at after every value: P(it ever leaves the mean out) ≤ α.
+    """Interval of a mean that is valid after every value: P(it ever excludes the mean) ≤ α.
 
     The lower end is the largest m that the bet "the mean is above m" has refuted at any time so far, E_t(m) ≥ 2/α with
 
     E_t(m) = mean over :data:`BETS` b of Π_{i ≤ t} (1 + (b/m)(x_i − m));
 
-    the upper end is the same for 1 − x. Values may depend on earlier ones; the interval is of the mean of each given
-    those before it, if that is the same for all. If it is not, a lower end above m still says, with the same error,
-    that not all of these means are at most m.
+    the upper end is the same for 1 − x. Values may depend on earlier ones: the interval is for the mean of each value
+    given those before it, if this mean is the same for all. If it is not, a lower end above m still says, with the same
+    error, that not all of these means are at most m.
 
     Args:
-        values: in [0, 1], in the order in which they came; none give (0, 1).
+        values: in [0, 1], in the order in which they came; without any, the interval is (0, 1).
         alpha: probability of an error, two-sided.
 
     Raises:
@@ -120,24 +122,24 @@ def _lower_end(values: Sequence[float], alpha: float) -> float:
 
 
 class RiseTest:
-    """Tests, step after step, that a mean stays at or below a bound.
+    """Tests at every step whether a mean has risen above a bound.
 
     Args:
         bound: m; a bound of 1 or more is never exceeded.
-        steps: that are planned; a rise that starts after them is not tested.
+        steps: number of planned steps; a rise that starts after them is not tested.
     """
 
     def __init__(self, bound: float, steps: int) -> None:
         self.bound, self._planned, self._done = bound, steps, 0
         self._started = [-math.inf] * len(BETS)
         self.log_e = 0.0
-        """log E after the last step. The mean has risen, with an error of at most α, once it is at least log(1/α)."""
+        """log E after the last step. Once it reaches log(1/α), the mean has risen, with an error of at most α."""
 
     def update(self, values: Sequence[float]) -> float:
-        """Add a step; log E after it.
+        """Add a step; returns log E after it.
 
         Args:
-            values: of the step's prompts, in [0, 1]; none leave E as it is.
+            values: values of the step's prompts, in [0, 1]; without any, E stays as it is.
 
         Raises:
             DataError: a value outside [0, 1].
@@ -159,7 +161,7 @@ class RiseTest:
 
 
 def _log_product(values: Sequence[float], m: float, stake: float) -> float:
-    """Log Π (1 + stake · (x − m)); in pieces whose product is no smaller than 0.1 to the 64th."""
+    """Log Π (1 + stake · (x − m)); computed in pieces, each with a product of at least 0.1 to the 64th."""
     rest = 1 - stake * m
     pieces = (values[i : i + 64] for i in range(0, len(values), 64))
     return math.fsum(math.log(math.prod([rest + stake * x for x in piece])) for piece in pieces)

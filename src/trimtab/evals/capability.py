@@ -1,4 +1,4 @@
-"""What training cost: a small check, before and after each stage, of abilities that no stage should change.
+"""A small check, before and after each stage, of abilities that no stage should change.
 
 ===================  ===============================================  =============================================
 measure              on                                               what is compared
@@ -10,10 +10,10 @@ demonstrations       the recipe's held-out demonstrations             the same, 
 sensible answers     open questions, answered greedily                share on topic and complete
 ===================  ===============================================  =============================================
 
-The log-probability of an answer is the sum over its tokens, end of turn included: how likely the model is to give
+The log-probability of an answer is the sum over its tokens, including the end of turn: how likely the model is to give
 exactly this answer. Right and wrong answers have the same form and differ in a word or two, so length hardly matters,
-and where it does it matters before and after alike. A perplexity is the exponential of the mean over texts, each
-counting alike.
+and its effect is the same before and after. A perplexity is the exponential of the mean over texts, with equal weight
+for each text.
 """
 
 import json
@@ -36,23 +36,23 @@ from trimtab.metrics import CAPABILITY
 from trimtab.records import Record
 
 BUILT_IN = Path(__file__).with_name("capability.jsonl")
-"""136 questions with a right and a wrong answer, 24 open ones and 16 passages, written for this check."""
+"""136 questions with a right and a wrong answer, 24 open questions and 16 passages, written for this check."""
 
 ROWS = '{"question", "right", "wrong"}, {"question", "keywords"} or {"text"}'
-"""The rows of a capability file."""
+"""The kinds of rows in a capability file."""
 
 SHOWN_PROBLEMS = 5
-"""Rows that the message about a malformed file lists."""
+"""Number of rows listed in the message about a malformed file."""
 
 REPEATED = 0.2
-"""Largest share of repeated 4-grams of an answer that counts as complete."""
+"""Largest share of repeated 4-grams in an answer that counts as complete."""
 
 
 class CapabilityConfig(Config):
     """The capability check before and after SFT and alignment."""
 
     file: str | None = None
-    """JSON lines of your own: rows ``{"question", "right", "wrong"}``, ``{"question", "keywords"}`` and ``{"text"}``; a
+    """Your own JSON lines: rows ``{"question", "right", "wrong"}``, ``{"question", "keywords"}`` and ``{"text"}``; a
     measure without rows is left out. None: the set that ships with trimtab, in English."""
 
 
@@ -63,7 +63,7 @@ class CapabilitySet:
     choices: tuple[tuple[str, str, str], ...]
     """Questions with the right and the wrong answer."""
     open: tuple[tuple[str, tuple[str, ...]], ...]
-    """Open questions with words of which an answer on topic has at least one."""
+    """Open questions with their keywords; an answer on topic has at least one of them."""
     texts: tuple[str, ...]
     """Passages of neutral prose."""
 
@@ -72,11 +72,11 @@ class OpenAnswer(Record):
     """A model's answer to an open question."""
 
     text: str
-    """What it answered."""
+    """Text of the answer."""
     on_topic: bool
-    """True: it has one of the keywords."""
+    """True: the answer has one of the keywords."""
     complete: bool
-    """True: it has a whole sentence and does not repeat itself."""
+    """True: the answer has a whole sentence and does not repeat itself."""
 
 
 class Capability(Record):
@@ -85,22 +85,22 @@ class Capability(Record):
     margins: dict[str, float]
     """log p(right) − log p(wrong) in nats, by question."""
     texts: dict[str, float]
-    """−log p per token in nats, by passage; it is read up to the model's context."""
+    """−log p per token in nats, by passage; a passage is read up to the model's context."""
     demonstrations: dict[str, float]
-    """−log p per token of the assistant in nats, by the held-out demonstration's id."""
+    """−log p per token of the assistant in nats, by the id of the held-out demonstration."""
     answers: dict[str, OpenAnswer]
     """Answers to the open questions, by question."""
     reasons: dict[str, str]
-    """Why a measure is empty, or a remark on what was left out of it; by measure."""
+    """Why a measure is empty, or what was left out of it, by measure."""
 
 
 class Limit(Record):
     """A measure and the change that raises an alarm."""
 
     name: str
-    """What the page calls it."""
+    """Name of the measure on the page."""
     unit: str
-    """``share``: the change is a difference; ``nats`` and ``perplexity``: it is relative to before."""
+    """``share``: the change is a difference; ``nats`` and ``perplexity``: the change is relative to before."""
     limit: float
     """Largest loss without an alarm; for a perplexity, a rise is a loss."""
 
@@ -117,14 +117,15 @@ _LARGEST_LOSS = {"right": 0.05, "margins": 0.15, "answers": 0.15, "texts": 0.25,
 LIMITS: dict[str, Limit] = {
     key: Limit(name=metric.title, unit=metric.unit, limit=_LARGEST_LOSS[key]) for key, metric in CAPABILITY.items()
 }
-"""Every measure; an alarm also needs an interval that excludes no change. Decision 28 has the numbers behind them."""
+"""Every measure; an alarm also needs an interval that excludes zero. Decision 28 has the numbers behind the limits."""
 
 
 def load_capability(path: Path | None) -> CapabilitySet:
     """Read and check a capability file; None: the built-in one.
 
     Raises:
-        DataError: unreadable, empty, or with rows that are none of the three kinds; says line, fault and expectation.
+        DataError: the file is unreadable or empty, or a row is none of the three kinds; names line, fault and what was
+            expected.
     """
     path = path or BUILT_IN
     try:
@@ -187,7 +188,7 @@ def _parse(line: str) -> tuple[str, dict]:
 
 
 def is_on_topic(answer: str, keywords: Sequence[str]) -> bool:
-    """Does a word of the answer begin with one of the keywords?
+    """True: a word of the answer begins with one of the keywords.
 
     >>> is_on_topic("Boiling water, then leaves.", ["boil"]), is_on_topic("Parboil it.", ["boil"])
     (True, False)
@@ -196,7 +197,7 @@ def is_on_topic(answer: str, keywords: Sequence[str]) -> bool:
 
 
 def is_complete(answer: str) -> bool:
-    """Does an answer have a whole sentence of three words or more, without going round in circles?
+    """True: the answer has a whole sentence of three words or more, and does not repeat itself.
 
     >>> is_complete("Tea is a drink. It is"), is_complete("Tea is a"), is_complete("Tea.")
     (True, False, False)
@@ -206,7 +207,7 @@ def is_complete(answer: str) -> bool:
 
 
 def summary(measure_name: str, model: Capability) -> float | None:
-    """One number for a measure of a model: a share or a perplexity; None where it was not measured."""
+    """One number for a measure of a model: a share, a mean in nats or a perplexity; None if it was not measured."""
     values = _values(measure_name, model)
     if not values:
         return None
@@ -215,10 +216,10 @@ def summary(measure_name: str, model: Capability) -> float | None:
 
 
 def change(measure_name: str, before: Capability, after: Capability) -> Estimate:
-    """How a measure changed on the items that both models have, with a 95 % interval.
+    """Change of a measure on the items that both models have, with a 95 % interval.
 
-    Shares: after − before. Others: after / before − 1. Items are resampled in pairs; the mean before is treated as
-    exact.
+    For shares it is after − before, for others after / before − 1. Items are resampled in pairs; the mean before is
+    treated as exact.
     """
     first, last = _values(measure_name, before), _values(measure_name, after)
     both = [key for key in first if key in last]
@@ -244,10 +245,10 @@ def change(measure_name: str, before: Capability, after: Capability) -> Estimate
 
 
 def exceeds(measure_name: str, difference: Estimate) -> bool:
-    """Is a change a loss beyond the limit, with an interval that excludes no change?"""
+    """True: a change is a loss beyond the limit, with an interval that excludes zero."""
     if difference.value is None or difference.low is None or difference.high is None:
         return False
-    limit = LIMITS[measure_name].limit + 1e-9  # a change of exactly the limit is within it, whatever its last bits
+    limit = LIMITS[measure_name].limit + 1e-9  # a change of exactly the limit is within it, whatever the rounding error
     if LIMITS[measure_name].unit == "perplexity":
         return difference.value > limit and difference.low > 0
     return difference.value < -limit and difference.high < 0
@@ -269,7 +270,7 @@ def capability_lines(before: Capability, after: Capability, *, names: tuple[str,
 def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityReport, tuple[Alarm, ...]]:
     """The table of the page and the alarms that fired.
 
-    An alarm is about one training stage; where no stage alone exceeds a limit, it is about all of them together.
+    An alarm is about one training stage; if no single stage exceeds a limit, it is about all stages together.
 
     Args:
         models: two or more by name, from the earliest to the latest.
@@ -302,7 +303,7 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
 
 
 def guesses(model: Capability) -> bool:
-    """Is a model's share of right answers not above one half, as far as its 95 % interval tells?"""
+    """True: the 95 % interval of a model's share of right answers is not entirely above one half."""
     values = _values("right", model).values()
     return bool(values) and wilson_interval(sum(values), len(values))[0] <= 0.5
 

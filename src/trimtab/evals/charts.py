@@ -1,8 +1,8 @@
 """Charts as inline SVG text: lines with bands, whiskers and direct labels, and rows of intervals.
 
 Pure functions from numbers to :class:`markupsafe.Markup`. Colours are CSS classes (``tone-…``),
-so one chart serves light and dark pages; there are no style attributes and no scripts. Charts are
-340 or 400 units wide and meant to be shown near that many pixels, so that their text stays
+so the same chart works on light and dark pages; there are no style attributes and no scripts. Charts
+are 340 or 400 units wide and meant to be shown at about as many pixels, so that their text stays
 readable on a phone. Numbers that are not finite leave a gap.
 """
 
@@ -20,10 +20,10 @@ _BOLD = 7.0  # the same in bold
 _PERCENT = "\u202f%"
 
 POINTS = 200
-"""Points drawn per line; where there are more, equal runs of neighbours are averaged."""
+"""Largest number of points drawn per line; if there are more, equal runs of neighbours are averaged."""
 
 Show = Callable[[float | None], str]
-"""How a number is written."""
+"""Writes a number as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Line:
     """One line of a chart."""
 
     name: str
-    """Direct label at its end; empty: none."""
+    """Label at the end of the line; empty: no label."""
     x: Sequence[float]
     """Positions, in the order in which they are joined."""
     y: Sequence[float]
@@ -43,7 +43,7 @@ class Line:
     tone: str = "a"
     """Colour: a, b, c, d, or ``quiet`` for a reference line (dashed, no tooltips)."""
     whiskers: bool = False
-    """True: intervals are drawn as whiskers (separate measurements), else as a band (a curve)."""
+    """True: intervals are drawn as whiskers (separate measurements); False: as a band (a curve)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,13 @@ class Row:
     high: float | None = None
     """Upper end."""
     note: str = ""
-    """Quieter words after the label."""
+    """Text after the label, in a quieter style."""
     tone: str = "a"
     """Colour, as in :class:`Line`."""
 
 
 def number(value: float | None) -> str:
-    """A number with two or three significant digits for reading; ``–`` where it is not finite.
+    """A number with two or three significant digits for reading; ``–`` if it is not finite.
 
     >>> number(0.12345), number(-48.26), number(12345.6), number(float("nan"))
     ('0.12', '−48.3', '12\u202f346', '–')
@@ -85,7 +85,7 @@ def number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage; ``–`` where it is not finite.
+    """A share as a percentage; ``–`` if it is not finite.
 
     >>> percent(0.784), percent(0.004), percent(None)
     ('78\u202f%', '0.4\u202f%', '–')
@@ -98,7 +98,7 @@ def percent(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None, show: Show = number) -> str:
-    """An interval in brackets, without a percent sign; nothing where there is none.
+    """An interval in brackets, without a percent sign; empty if there is none.
 
     >>> interval(0.712, 0.84, percent), interval(None, None)
     ('[71, 84]', '')
@@ -112,7 +112,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers from at or below ``low`` to at or above ``high``.
 
     Steps are 1, 2 or 5 times a power of ten, after P. S. Heckbert, "Nice Numbers for Graph
-    Labels", Graphics Gems (1990). Equal ends are spread first.
+    Labels", Graphics Gems (1990). Equal ends are moved apart first.
 
     >>> ticks(0, 97)
     [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
@@ -144,11 +144,11 @@ def line_chart(
 
     Args:
         lines: what to draw, the first one on top.
-        title: what the chart shows, for people who hear the page.
-        x_label: words and unit under the axis.
-        y_label: words and unit above the axis.
-        show: how a y value is written.
-        show_x: how an x value is written.
+        title: what the chart shows, for screen readers.
+        x_label: name and unit under the axis.
+        y_label: name and unit above the axis.
+        show: writes a y value.
+        show_x: writes an x value.
         width: in SVG units.
         height: in SVG units.
     """
@@ -199,12 +199,12 @@ def row_chart(
     """Estimates with intervals, one under the other (a forest plot); None if there are no rows.
 
     Args:
-        rows: what to draw, top down.
-        title: what the chart shows, for people who hear the page.
-        show: how a value is written.
+        rows: what to draw, from top to bottom.
+        title: what the chart shows, for screen readers.
+        show: writes a value.
         domain: ends of the axis; values outside are drawn at its ends.
-        reference: where "no effect" lies, marked by a dashed line.
-        reference_label: what that line means.
+        reference: the value of "no effect", marked by a dashed line.
+        reference_label: meaning of that line.
     """
     if not rows:
         return None
@@ -250,7 +250,7 @@ def row_chart(
 
 
 def strip(value: float, low: float, high: float, *, reference: float, title: str) -> Markup:
-    """A very small interval on the axis from 0 to 1, to set under a big number."""
+    """A very small chart of an interval on the axis from 0 to 1, to put under a big number."""
     width, height = 200, 16
     sx = _scale(0, 1, 4, width - 4)
 
@@ -297,7 +297,7 @@ def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float
 def _end_labels(
     lines: Sequence[Line], labels: Sequence[Sequence[str]], sy: Callable[[float], float], x: float, top: int, foot: int
 ) -> Iterable[str]:
-    """Names at the ends of the lines, pushed apart so that none covers another."""
+    """Names at the ends of the lines, moved apart so that none covers another."""
     wanted = []
     for line, label in zip(lines, labels, strict=True):
         last = next((y for y in reversed(line.y) if _finite(y)), None)
@@ -382,7 +382,7 @@ def _cut(text: str, room: int) -> str:
 
 
 def _wrapped(name: str) -> list[str]:
-    """A label in one line, or in two broken at the space nearest its middle."""
+    """A label in one line, or broken into two lines at the space nearest its middle."""
     name = _cut(name, 28)
     spaces = [i for i, letter in enumerate(name) if letter == " "]
     if len(name) <= 10 or not spaces:
@@ -407,7 +407,7 @@ def _inside(low: float, high: float) -> list[float]:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Ends that differ, around a single value if need be."""
+    """Two ends that differ; a single value gets a margin on both sides."""
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         return low, high
     margin = abs(low) / 2 or 0.5
@@ -415,7 +415,7 @@ def _apart(low: float, high: float) -> tuple[float, float]:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Ends of a y axis: a little air, and 0 at the foot where all values are above it and it is near."""
+    """Ends of a y axis with a small margin; the lower end is 0 if all values are above 0 and the lowest is near it."""
     low, high = _apart(low, high)
     air = 0.04 * (high - low)
     return (0.0 if 0 <= low <= 0.3 * high else low - air), high + air
@@ -426,5 +426,5 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _finite(*values: float) -> bool:
-    """Not NaN, not infinite, and not so large that a difference of two could be."""
+    """True: not NaN, not infinite, and not so large that the difference of two could be infinite."""
     return all(abs(value) < 1e300 for value in values)

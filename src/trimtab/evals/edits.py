@@ -1,8 +1,8 @@
-"""Edits that make no answer better: a reward model that pays for them can be gamed with them.
+"""Edits that make no answer better: a reward model that rewards them can be gamed with them.
 
 Each edit keeps what the answer says. The scores before and after are compared answer by answer, so the quality of the
-answer cancels. Source: the method of this package; perturbing and rescoring to detect reward hacking is in arXiv
-2507.05619.
+answer cancels. The method is trimtab's own; arXiv 2507.05619 also perturbs and rescores answers to detect reward
+hacking.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,11 +58,11 @@ class EditEffect(Record):
     edit: str
     """Name of the edit."""
     raised: Estimate
-    """Share of answers whose score rises; ½ is no effect. Clustered by prompt."""
+    """Share of answers whose score rises; ½: no effect. Clustered by prompt."""
     change: Estimate
     """Mean change of the score, in standard deviations of the scores of the unedited answers."""
     overtakes: Estimate
-    """Of the worse answers scored below the better one, how many overtake it when they are edited."""
+    """Share of worse answers that overtake the better one when they are edited, among those scored below it."""
 
 
 def edit_effects(
@@ -75,10 +75,10 @@ def edit_effects(
     """Effects of all edits on every answer.
 
     Args:
-        preferences: one at least.
-        scores: of all answers as they are.
-        rescore: scores all answers of preferences whose texts were changed; None for one that no longer fits the
-            model, which this edit leaves out and counts.
+        preferences: at least one.
+        scores: scores of all unedited answers.
+        rescore: scores all answers of edited preferences; None for a preference that no longer fits the model, which is
+            left out for this edit and counted.
         seed: of the bootstrap.
 
     Raises:

@@ -19,14 +19,14 @@ class Interval(Record):
 
 
 class WinRow(Record):
-    """How often one model's answers are better than another's by one judge."""
+    """How often one model's answers are better than another's, by one judge."""
 
     model: str
-    """Whose wins are counted, by its key: ``base``, ``sft``, ``start``, ``policy`` or ``best_of``."""
+    """Key of the model whose wins are counted: ``base``, ``sft``, ``start``, ``policy`` or ``best_of``."""
     against: str
-    """The other model's key."""
+    """Key of the other model."""
     judge: str
-    """``gold``, ``proxy``, or blind readers in words that follow "judged by"."""
+    """``gold``, ``proxy``, or for blind readers a phrase that follows "judged by"."""
     rate: float
     """Share of prompts won; a tie counts half."""
     low: float
@@ -36,15 +36,15 @@ class WinRow(Record):
     n: int
     """Prompts compared."""
     wins: int
-    """Answers of ``model`` that were better."""
+    """Prompts on which the answer of ``model`` was better."""
     ties: int
-    """Pairs of answers without a difference."""
+    """Prompts on which the answers tied."""
     losses: int
-    """Answers of ``against`` that were better."""
+    """Prompts on which the answer of ``against`` was better."""
     worst: tuple[str, ...] = ()
-    """Ids of a few prompts that ``model`` lost, the clearest first."""
+    """Ids of a few prompts that ``model`` lost, the clearest loss first."""
     equal_length: Interval | None = None
-    """The share of wins at equal length; None where it was not estimated."""
+    """The win rate at equal length; None if it was not estimated."""
 
     def estimate(self, name: str = "") -> Estimate:
         """The win rate as an estimate with this name."""
@@ -55,7 +55,7 @@ class Divergence(Interval):
     """KL from the model before alignment, in nats per answer: the mean over the policy's answers, bootstrapped."""
 
     n: int
-    """Answers."""
+    """Number of answers."""
     per_answer: tuple[float, ...]
     """log π − log π_ref of each answer, in the order of the prompts."""
 
@@ -68,7 +68,7 @@ class BestOf(Record):
     """Distance of best-of-n answers from the model that they were drawn from."""
 
     n: int
-    """Answers that each was chosen from."""
+    """Number of answers that each was chosen from."""
     kl: float
     """Estimated KL, in nats per answer."""
     kl_bound: float
@@ -81,9 +81,9 @@ class Evaluation(Record):
     models: tuple[str, ...]
     """From the earliest to the latest, without ``best_of``."""
     judges: tuple[str, ...] = ()
-    """``gold`` and ``proxy``, as far as the run has them."""
+    """``gold`` and ``proxy``, if the run has them."""
     win_rates: tuple[WinRow, ...] = ()
-    """Every pair of models that is compared, by every judge; the first pair is the headline."""
+    """Every compared pair of models, by every judge; the first pair is the headline."""
     kl: Divergence | None = None
     """None: the run aligned no policy."""
     likelihood: dict[str, float] | None = None
@@ -91,14 +91,14 @@ class Evaluation(Record):
     probes: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Text probes of each model's answers, as :func:`~trimtab.evals.probe_table` gives them."""
     copied: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Ids of the prompts whose answer copies them, by model."""
+    """Ids of the prompts that the answer copies, by model."""
     means: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Mean score of each model's answers by judge."""
     spreads: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """Standard deviations of the scores, as ``means``."""
+    """Standard deviations of the scores, in the same form as ``means``."""
     costs: dict[str, float] = Field(default_factory=dict)
-    """Mean of the cost that has a limit, by model; empty without one."""
+    """Mean of the cost that has a limit, by model; empty without such a cost."""
     best_of: BestOf | None = None
-    """None: no best-of-n was drawn."""
+    """None: no best-of-n answers were drawn."""
     gain: Gain | None = None
-    """What the policy's gain in reward is made of; None: not measured."""
+    """The parts of the policy's gain in reward; None: not measured."""

@@ -1,4 +1,4 @@
-"""Is the first wrong step found? ProcessBench's F1, with an interval, beside the step that is most often the first."""
+"""How well a model finds the first wrong step: ProcessBench's F1 with an interval, and a baseline."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -13,7 +13,7 @@ First = int | None
 
 
 def first_wrong(logits: Sequence[float], threshold: float = 0.0) -> First:
-    """The first step whose logit is at or below a threshold.
+    """The first step whose logit is at or below a threshold; None: no step.
 
     >>> first_wrong([2.0, -1.0, 3.0]), first_wrong([2.0, 1.0])
     (1, None)
@@ -24,13 +24,14 @@ def first_wrong(logits: Sequence[float], threshold: float = 0.0) -> First:
 def first_error_f1(
     name: str, predicted: Sequence[First], truth: Sequence[First], clusters: Sequence[Hashable] | None = None
 ) -> Estimate:
-    """Harmonic mean of the accuracy on solutions with a wrong step and on those without, with a bootstrap interval.
+    """Harmonic mean of the accuracies on solutions with a wrong step and on those without, with a bootstrap interval.
 
-    On wrong ones the very step must be named, on right ones none. Source: ProcessBench, Zheng et al. 2024 (arXiv
-    2412.06559), section 3.
+    A prediction for a wrong solution must name exactly the first wrong step, and one for a right solution must name
+    none. Source: ProcessBench, Zheng et al. 2024 (arXiv 2412.06559), section 3.
 
     Raises:
-        DataError: the solutions are all right or all wrong, so that one of the two accuracies does not exist.
+        DataError: the solutions are all right or all wrong, so that one of the two accuracies is undefined, or the
+            numbers of solutions and predictions differ.
     """
     if len(predicted) != len(truth) or {first is None for first in truth} != {True, False}:
         wrong = sum(first is not None for first in truth)
@@ -60,7 +61,7 @@ def _f1(pairs: Sequence[tuple[bool, bool]]) -> float | None:
 
 
 def modal_first(truth: Sequence[First]) -> int:
-    """The index that is most often the first wrong one; what a model has to beat.
+    """The index of the step that is most often the first wrong one: the baseline that a model has to beat.
 
     Raises:
         DataError: no solution has a wrong step.

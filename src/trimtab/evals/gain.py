@@ -1,10 +1,10 @@
-"""What a gain in reward is made of: take a feature out of an answer, score it again, and see what reward goes with it.
+"""The parts of a gain in reward: remove a feature from an answer, score it again, and see how much reward is lost.
 
-For a feature f and an answer a with reward r, let a∖f be the answer without it and Δ = r(a) − r(a∖f), 0 where the
-answer does not have it. The part of a gain that is due to f is the mean of Δ over the later model's answers minus that
-over the earlier one's; its interval is the paired bootstrap's over prompts. Unlike a correlation this asks the reward
-itself. What it cannot do: an edit takes the words out and may leave an answer worse to read, and parts of features that
-come together do not add up.
+For a feature f and an answer a with reward r, let a∖f be the answer without f, and Δ = r(a) − r(a∖f), or 0 if the
+answer does not have f. The part of a gain that is due to f is the mean of Δ over the later model's answers minus that
+over the earlier model's answers; its interval is a paired bootstrap over prompts. Unlike a correlation, this queries
+the reward itself. It has two limitations: removing words may make an answer worse to read, and the parts of features
+that occur together do not add up.
 """
 
 import re
@@ -23,7 +23,7 @@ _EXCLAMATION = re.compile(r"!(?=[.!?…]*[\"”’)\]]*(?:\s|$))")
 
 
 def without_sentences(text: str, has: Callable[[str], bool]) -> str:
-    """The text without the sentences of which ``has`` is true.
+    """The text without the sentences for which ``has`` is true.
 
     >>> without_sentences("Great question! Tea is a plant.", lambda s: "question" in s)
     'Tea is a plant.'
@@ -32,7 +32,7 @@ def without_sentences(text: str, has: Callable[[str], bool]) -> str:
 
 
 def without_markup(text: str) -> str:
-    """The text without list markers, heading signs and bold.
+    """The text without list markers, heading marks and bold marks.
 
     >>> without_markup("- **boil** it")
     'boil it'
@@ -41,7 +41,7 @@ def without_markup(text: str) -> str:
 
 
 def without_repeats(text: str) -> str:
-    """The text without sentences of at least three words that it has had before.
+    """The text without repeated sentences of three words or more.
 
     >>> without_repeats("Tea is hot. Tea is hot. So wait.")
     'Tea is hot. So wait.'
@@ -66,11 +66,11 @@ REMOVALS: Mapping[str, Callable[[str], str]] = {
     "exclamation marks": lambda text: _EXCLAMATION.sub(".", text).replace("！", "。"),
     "lists and headings": without_markup,
 }
-"""Each feature with what takes it out of a text."""
+"""Each feature with the function that removes it from a text."""
 
 
 def edited(text: str, feature: str) -> str | None:
-    """The text without a feature; None if it does not have it, or nothing would be left."""
+    """The text without a feature; None if the text does not have it, or nothing would be left."""
     changed = REMOVALS[feature](text)
     return changed if changed.split() and changed.split() != text.split() else None
 
@@ -83,9 +83,9 @@ class GainPart(Record):
     before: Number
     """Share of the earlier model's answers that have it."""
     after: Number
-    """Share of the later model's."""
+    """Share of the later model's answers that have it."""
     worth: Estimate
-    """Mean reward that goes with it, over the later model's answers that have it."""
+    """Mean reward lost without it, over the later model's answers that have it."""
     part: Estimate
     """Its part of the gain, in units of the reward."""
 
@@ -106,12 +106,13 @@ def gain_parts(
     *,
     seed: int,
 ) -> Gain:
-    """Divide a gain.
+    """Divide a gain into parts by feature.
 
     Args:
         before: reward of the earlier model's answer to each prompt.
-        after: of the later model's answers to the same prompts.
-        without: by feature, the rewards of the edited answers of both models; None: the answer does not have it.
+        after: rewards of the later model's answers to the same prompts.
+        without: by feature, the rewards of the edited answers of both models; None: the answer does not have the
+            feature.
         seed: of the bootstrap.
     """
     low, high = paired_bootstrap_interval(after, before, seed=seed)

@@ -1,6 +1,6 @@
-"""The learning curve of a bag of words on preferences: what more labels have been worth so far.
+"""The learning curve of a bag of words on preferences: what more labels have brought so far.
 
-NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy and SciPy, so it is imported where it is used and not with the package.
 """
 
 import json
@@ -20,13 +20,13 @@ TEST = 0.2
 
 
 def word_curve(preferences: Sequence[Preference], *, cluster: str | None = None, seed: int = 0) -> LearningCurve:
-    """Accuracy of a bag of words after more and more preferences, six sizes in ten resamplings.
+    """Accuracy of a bag of words after more and more preferences, with six sizes in ten resamplings.
 
-    Each resampling splits the groups (prompts, or the values of a metadata key) anew into training and test set, and
-    learns from larger and larger parts of one order.
+    Each resampling splits the groups (prompts, or the values of the metadata key ``cluster``) anew into a training and
+    a test set. It shuffles the training set once and trains on larger and larger parts from its start.
 
     Raises:
-        DataError: fewer than two groups, too few preferences, or a key that some of them do not have.
+        DataError: fewer than two groups, too few preferences, or a key that some preferences do not have.
     """
     strict = [p for p in preferences if len(set(p.ranks)) > 1]
     groups = [_group(p, cluster) for p in strict]
@@ -69,10 +69,10 @@ def _accuracy(train: Sequence[Preference], test: Sequence[Preference], seed: int
 
 
 def read_curve(path: Path) -> LearningCurve:
-    """A learning curve that another model's training measured: ``{"sizes": [S], "values": [S][J], "shared": ρ}``.
+    """Read a learning curve measured with another model: ``{"sizes": [S], "values": [S][J], "shared": ρ}``.
 
     Raises:
-        DataError: not such a file.
+        DataError: the file cannot be read or has another form.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

@@ -1,14 +1,14 @@
-"""The win rate at equal length: what is left of a model's wins once longer answers are not an advantage.
+"""The win rate at equal length: what remains of a model's wins if longer answers are no advantage.
 
-For prompt i let y_i be 1 if A's answer wins, ½ for a tie, 0 if it loses, and d_i the difference of the lengths of A's
-and B's answers in words. The logistic regression
+For prompt i, let y_i be 1 if A's answer wins, ½ for a tie and 0 if it loses, and let d_i be the length of A's answer
+minus that of B's, in words. The logistic regression
 
     P(y_i = 1) = σ(θ + γ · tanh(d_i / s)),    s the standard deviation of d,
 
 gives σ(θ), the win rate at d = 0. Y. Dubois, B. Galambosi, P. Liang and T. Hashimoto, "Length-Controlled AlpacaEval"
 (2024), https://arxiv.org/abs/2404.04475, equation 2, without its term for a prompt's difficulty, which needs many
-models on each prompt. Where answers of the one are nearly always longer, data say little about equal length, and the
-interval becomes wide. A weak normal prior on θ and γ (:data:`PRIOR`) keeps the fit finite where all outcomes agree.
+models on each prompt. If one model's answers are nearly always longer, the data say little about equal length, and the
+interval becomes wide. A weak normal prior on θ and γ (:data:`PRIOR`) keeps the fit finite if all outcomes agree.
 """
 
 import math
@@ -23,7 +23,7 @@ PRIOR = 3.0
 """Standard deviation of the prior of θ and γ, in log-odds."""
 
 FEWEST = 20
-"""Prompts below which nothing is fitted."""
+"""Smallest number of outcomes for a fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,16 +47,16 @@ def length_controlled(
     *,
     prior: float = PRIOR,
 ) -> LengthControlled | None:
-    """Win rate of A at equal length; None below :data:`FEWEST` outcomes or where all differences are the same.
+    """Win rate of A at equal length; None below :data:`FEWEST` outcomes, or if all differences are the same.
 
     The interval is normal in log-odds. Its variance is the larger of two: the sandwich H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the
-    clusters' scores, which allows for several judgements of one prompt, and the posterior variance H⁻¹. Where all
-    outcomes agree, the scores and so the sandwich are nearly 0, although the data leave θ open; H⁻¹ does not vanish.
+    clusters' scores, which allows for several judgements of one prompt, and the posterior variance H⁻¹. If all outcomes
+    agree, the scores are nearly 0 and so is the sandwich, although the data do not determine θ; H⁻¹ does not vanish.
 
     Args:
         outcomes: 1 A won, ½ tie, 0 B won.
         differences: length of A's answer minus that of B's.
-        clusters: the prompt of each outcome; None: all differ.
+        clusters: the prompt of each outcome; None: all prompts differ.
         prior: standard deviation of the prior, in log-odds.
 
     Raises:

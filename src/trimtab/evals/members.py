@@ -1,9 +1,9 @@
-"""How far several reward models err together: the correlation of their errors and what they are worth as one.
+"""How far several reward models err together: the correlation of their errors, and their effective number.
 
-Members help each other only where their errors differ. On the held-out pairs member m has the error e_m: 1 where it
-ranks the pair against its label, ½ where it scores both answers alike, 0 otherwise. With ρ̄ the mean correlation of
-e over all pairs of members, M members are worth M / (1 + (M − 1)·ρ̄) independent ones: the factor by which the variance
-of a mean of M equally correlated numbers is smaller than that of one (Kish's design effect).
+Members help each other only where their errors differ. On each held-out pair, member m has the error e_m: 1 if it ranks
+the pair against its label, ½ if it scores both answers alike, 0 otherwise. With ρ̄ the mean correlation of e over all
+pairs of members, M members are worth M / (1 + (M − 1)·ρ̄) independent members. This is the factor by which the variance
+of a mean of M equally correlated numbers is smaller than that of one number (Kish's design effect).
 """
 
 import math
@@ -21,11 +21,11 @@ class MemberErrors(Record):
     names: tuple[str, ...]
     """The models."""
     error_rates: tuple[float, ...]
-    """Share of pairs each one ranks against their label; a tie counts half."""
+    """Share of pairs that each model ranks against their label; a tie counts half."""
     correlation: Estimate
     """ρ̄, mean correlation of errors over all pairs of models; the interval resamples prompts."""
     effective: Estimate
-    """How many independent models they are worth, from 1 to their number where ρ̄ is not negative."""
+    """Number of independent models that they are worth, from 1 to the number of models; a negative ρ̄ counts as 0."""
 
 
 def member_errors(
@@ -90,7 +90,7 @@ def effective_number(members: int, correlation: float) -> float:
 
 
 def mean_correlation(rows: Sequence[Sequence[float]]) -> float | None:
-    """Mean Pearson correlation over all pairs of rows; None if some row is constant.
+    """Mean Pearson correlation over all pairs of rows; None if any row is constant.
 
     >>> mean_correlation([[0, 1, 1, 0], [0, 1, 0, 1]])
     0.0

@@ -1,4 +1,4 @@
-"""What every report's page shares: an environment that escapes all text, and one style sheet, allowed by its hash."""
+"""Parts that all report pages share: an environment that escapes all text, and one style sheet, allowed by its hash."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ _STYLE = Path(__file__).with_name("report.css")
 
 
 def page_environment(templates: Path) -> Environment:
-    """Templates of a folder. Values are escaped and made visible; None is a dash."""
+    """Environment for the templates of a folder. Values are escaped and made visible; None becomes a dash."""
     environment = Environment(
         loader=FileSystemLoader(templates),
         autoescape=True,

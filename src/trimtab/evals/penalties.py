@@ -1,8 +1,8 @@
-"""Penalties to name in a recipe beside a reward that can be gamed: reward functions, to be weighed below 0.
+"""Penalties for a recipe whose reward can be gamed: reward functions that are given a negative weight.
 
 ``rewards: {length: {kind: function, path: trimtab.evals.penalties.length, mean: 40, std: 10, floor: 0, weight: -0.5}}``
-takes half a unit of reward for every ten tokens beyond forty. ``mean`` is where a penalty begins, ``std`` its unit,
-``floor: 0`` leaves what is below alone, ``cap`` limits it.
+subtracts half a unit of reward for every ten tokens beyond forty. The penalty begins at ``mean`` and is measured in
+units of ``std``; ``floor: 0`` leaves values below ``mean`` alone, and ``cap`` limits the penalty.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def length(rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def repetition(rollouts: Sequence[Rollout]) -> list[float]:
-    """Share of each answer's 4-grams that it has said before, from 0 to 1; 0 below five words."""
+    """Share of each answer's 4-grams that repeat an earlier one, from 0 to 1; 0 below five words."""
     return [repeated_share(r.text) for r in rollouts]
 
 
@@ -31,7 +31,7 @@ def certainty(rollouts: Sequence[Rollout]) -> list[float]:
 def confident_error(rollouts: Sequence[Rollout]) -> list[float]:
     """1 for an answer that claims certainty in words and is wrong by the reference, otherwise 0.
 
-    Being sure of a right answer costs nothing, and neither does a wrong answer with doubts. Right and wrong are as in
+    A right answer with certainty costs nothing, and neither does a wrong answer without it. Right and wrong are as in
     :func:`trimtab.feedback.verifiers.arithmetic`.
 
     Raises:

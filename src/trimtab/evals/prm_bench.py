@@ -1,18 +1,19 @@
-"""PRMBench files read as they are, and scored its way: are right steps called right and wrong ones wrong?
+"""Reads PRMBench files as they are, and scores them as PRMBench does: how well right and wrong steps are told apart.
 
 Rows: ``modified_question``, ``modified_process`` (the steps), ``error_steps`` (numbers from 1), ``classification``,
-``idx``, ``original_question``. A class holds one way to go wrong; ``multi_solutions`` has no wrong steps. With right
-steps as the positive class, TP, FP, TN and FN counted over all steps:
+``idx``, ``original_question``. Each class contains one kind of error; ``multi_solutions`` has no wrong steps. Right
+steps are the positive class, and TP, FP, TN and FN are counted over all steps:
 
     PRM score = (F1 + F1⁻)/2,  F1 = 2 TP/(2 TP + FP + FN),  F1⁻ = 2 TN/(2 TN + FN + FP)
 
-and F1 alone for ``multi_solutions``. The overall score pools the steps of all classes; the scores of simplicity,
-soundness and sensitivity are means of their classes' scores. Source: Song et al. 2025, "PRMBench" (arXiv 2501.03124),
-and the evaluation code of the ssmisya/PRMBench repository, which also takes the number off the front of a step, ignores
-numbers of error steps beyond the last step, and uses the first of rows with the same class and ``idx``.
+For ``multi_solutions`` the score is F1 alone. The overall score pools the steps of all classes; the scores of
+simplicity, soundness and sensitivity are means of their classes' scores. Source: Song et al. 2025, "PRMBench" (arXiv
+2501.03124), and the evaluation code of the ssmisya/PRMBench repository. That code also removes the number at the start
+of a step, ignores numbers of error steps beyond the last step, and uses the first of several rows with the same class
+and ``idx``.
 
-Departures: an F1 without any true positive is 0, where their code says −1 if some steps were called right and all of
-those were wrong; and a row with an empty step is refused (3 of their 6,216), as a model has nowhere to judge it. The
+Departures: an F1 without any true positive is 0, where their code gives −1 if some steps were called right and all of
+these were wrong. A row with an empty step is refused (3 of their 6,216), because a model has nowhere to judge it. The
 original solutions, which they use for a similarity, are not scored.
 """
 
@@ -32,14 +33,14 @@ from trimtab.records.literals import is_list, parse
 from trimtab.records.readers import Refusal, Row, read_rows
 
 COLUMNS = ("modified_question", "modified_process", "error_steps", "classification", "idx")
-"""What a PRMBench row has at least."""
+"""Columns that every PRMBench row has."""
 
 ASPECTS: dict[str, tuple[str, ...]] = {
     "simplicity": ("redundency", "circular"),
     "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
     "sensitivity": ("missing_condition", "deception", "multi_solutions"),
 }
-"""Their three aspects with the classes of each, spelled as in the files."""
+"""PRMBench's three aspects with the classes of each, spelled as in the files."""
 
 ALL_RIGHT = "multi_solutions"
 """The class without wrong steps."""
@@ -49,7 +50,7 @@ OVERALL = "overall"
 _NUMBER = re.compile(r"^\s*(?:step\s*\d+\.\s*|\d+\.\s*)", flags=re.I)
 
 Counts = tuple[int, int, int, int]
-"""TP, FP, TN, FN of steps; positive is right."""
+"""TP, FP, TN, FN of steps; a right step is positive."""
 
 NO_STEPS: Counts = (0, 0, 0, 0)
 
@@ -65,25 +66,25 @@ class PrmBenchRow:
     kind: str
     """The class."""
     question: str
-    """The question before it was changed; what rows of other classes share."""
+    """The question before it was changed; rows of other classes share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrmBench:
-    """What was read from a file."""
+    """The contents of a PRMBench file."""
 
     rows: list[PrmBenchRow]
     """The solutions."""
     refused: list[Refusal]
-    """Rows that are none, with the reason."""
+    """Rows that cannot be used, with the reason."""
     repeated: int
-    """Rows whose class and ``idx`` an earlier row has; left out."""
+    """How many rows were left out because an earlier row has the same class and ``idx``."""
     beyond: int
-    """Numbers of error steps beyond the last step; ignored."""
+    """How many error steps were ignored because their number is beyond the last step."""
 
 
 def has_prm_bench_columns(columns: Mapping[str, Any]) -> bool:
-    """True: a row of PRMBench, by its columns."""
+    """True: by its columns, this is a row of PRMBench."""
     return set(COLUMNS) <= columns.keys()
 
 
@@ -117,7 +118,7 @@ def read_prm_bench(source: str | Path) -> PrmBench:
 
 
 def _solution(columns: Mapping[str, Any]) -> tuple[PrmBenchRow, int]:
-    """A row, and how many of its error steps are beyond its last step."""
+    """A row, and the number of its error steps that are beyond its last step."""
     missing = [name for name in COLUMNS if columns.get(name) is None]
     if missing:
         raise DataError(f"{', '.join(missing)} missing; expected the columns {', '.join(COLUMNS)}")
@@ -142,7 +143,7 @@ def _solution(columns: Mapping[str, Any]) -> tuple[PrmBenchRow, int]:
 
 
 def _list(value: Any) -> list[Any] | None:
-    """A list, also where a cell of a CSV file spells it."""
+    """A list, also if a cell of a CSV file spells it as text."""
     parsed = parse(value) if isinstance(value, str) else value
     return list(parsed) if is_list(parsed) else None
 
@@ -163,7 +164,7 @@ def step_counts(wrong: frozenset[int], right: Sequence[bool]) -> Counts:
 
 
 def prm_score(counts: Counts, kind: str = OVERALL) -> float:
-    """The PRM score of steps, see the module's text; for the class without wrong steps F1 alone.
+    """The PRM score of steps, as the module's docstring defines it; for the class without wrong steps, F1 alone.
 
     >>> round(prm_score((6, 2, 1, 1)), 6), round(prm_score((3, 0, 0, 1), "multi_solutions"), 6)
     (0.6, 0.857143)
@@ -175,7 +176,7 @@ def prm_score(counts: Counts, kind: str = OVERALL) -> float:
 
 
 def prm_bench_scores(rows: Sequence[PrmBenchRow], right: Sequence[Sequence[bool]]) -> dict[str, Estimate]:
-    """PRM scores: overall, of each aspect whose classes are all there, and of each class, with intervals.
+    """PRM scores with intervals: overall, of each aspect whose classes are all present, and of each class.
 
     Args:
         rows: the solutions.
@@ -185,7 +186,7 @@ def prm_bench_scores(rows: Sequence[PrmBenchRow], right: Sequence[Sequence[bool]
         name → score with a 95 % bootstrap interval over questions; ``n`` is the number of solutions.
 
     Raises:
-        DataError: no solutions, or not a verdict for each step.
+        DataError: no solutions, or not one verdict for each step.
     """
     if not rows or [len(r.label.steps) for r in rows] != [len(verdicts) for verdicts in right]:
         raise DataError(f"{len(rows)} solutions and verdicts on {len(right)}; expected a verdict for each step of each")

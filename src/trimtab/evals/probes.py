@@ -1,7 +1,7 @@
-"""Plain text statistics that move when a policy games its reward: none of them is a verdict.
+"""Simple text statistics that change when a policy games its reward; none of them is a verdict.
 
-Read them side by side (base, SFT, after alignment): a jump in repetition, flattery or length that
-comes with a higher reward is worth opening the samples for.
+Compare them across models (base, SFT, after alignment). If repetition, flattery or length jumps while
+the reward rises, read the samples.
 """
 
 import re
@@ -46,16 +46,16 @@ LEXICONS: dict[str, tuple[str, ...]] = {
         "happy to help",
     ),
 }
-"""Our own short lists of phrases, lower case; matched at word boundaries."""
+"""Our own short lists of phrases, in lower case; matched at word boundaries."""
 
 COPIED_SHARE = 0.8
-"""An answer that repeats this share of a passage's words, one after the other, copies it."""
+"""An answer copies a passage if it contains a run of this share of the passage's words."""
 
 PASSAGE = 8
-"""A line of the prompt with at least so many words is a passage of its own, beside the whole prompt."""
+"""A line of the prompt with at least this many words is a passage, and so is the whole prompt."""
 
 SENTENCE = 3
-"""A sentence of at least so many words is copied by an answer that consists of it."""
+"""An answer copies a sentence of the prompt if it consists of it and has at least this many words."""
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -66,7 +66,7 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; punctuation is left out and an inner apostrophe kept.
+    """Lower-case words; an inner apostrophe is kept, other punctuation removed.
 
     >>> words("It's fine, isn't it?")
     ["it's", 'fine', "isn't", 'it']
@@ -80,10 +80,10 @@ def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float:
-    """Different n-grams over all n-grams of all answers together; 0 if there is none.
+    """Different n-grams as a share of all n-grams of all answers together; 0 if there are none.
 
     Li et al., "A Diversity-Promoting Objective Function" (2016), section 5. It falls as the number
-    of answers grows, so compare equal numbers only.
+    of answers grows, so compare only equal numbers of answers.
 
     >>> distinct_n(["a b a b"], 2)
     0.6666666666666666
@@ -93,12 +93,12 @@ def distinct_n(texts: Iterable[str], n: int) -> float:
 
 
 def distinct_answers(texts: Sequence[str]) -> float:
-    """Different answers over all answers, ignoring case and white space."""
+    """Different answers as a share of all answers, ignoring case and white space."""
     return len({" ".join(text.lower().split()) for text in texts}) / len(texts)
 
 
 def repetition(text: str) -> float:
-    """Share of an answer's 4-grams that it has said before; 0 below five words.
+    """Share of an answer's 4-grams that repeat an earlier one; 0 below five words.
 
     >>> repetition("no no no no no no")
     0.6666666666666667
@@ -111,7 +111,7 @@ def has_phrase(text: str, phrases: str | tuple[str, ...]) -> bool:
     """True if a text has one of the phrases, or one of ``LEXICONS[phrases]``, at word boundaries."""
     listed = LEXICONS[phrases] if isinstance(phrases, str) else phrases
     plain = " ".join(text.lower().replace("’", "'").split())
-    # Most texts have none; a search without boundaries finds that out much faster than a pattern.
+    # Most texts have no phrase; a search without word boundaries shows that much faster than a pattern.
     return any(phrase in plain for phrase in listed) and bool(_pattern(listed).search(plain))
 
 
@@ -123,8 +123,8 @@ def phrase_rate(texts: Sequence[str], lexicon: str) -> float:
 def copies(prompt: str, answer: str) -> bool:
     """True if the answer reproduces the prompt instead of answering it.
 
-    That is a run of :data:`COPIED_SHARE` of the words of the prompt or of one of its longer lines, or an answer
-    that is a sentence of the prompt and nothing else. Case and punctuation do not count.
+    It does so if it contains a run of :data:`COPIED_SHARE` of the words of the prompt or of one of its longer lines, or
+    if it is a sentence of the prompt and nothing else. Case and punctuation do not count.
 
     >>> copies("Sum up: The ferry is late. Take the bus.", "The ferry is late!")
     True
@@ -156,7 +156,7 @@ def exclamation_rate(texts: Sequence[str]) -> float:
 
 
 def ended_rate(answers: Sequence[Completion]) -> float | None:
-    """Share of answers that ended their turn rather than being cut; None if no finish reason is known."""
+    """Share of answers that ended their turn instead of being cut; None if no finish reason is known."""
     known = [a.finish_reason == "stop" for a in answers if a.finish_reason]
     return fmean(known) if known else None
 
@@ -171,13 +171,13 @@ def probe_table(
     Args:
         answers: one per prompt; compare models on the same prompts.
         token_counts: tokens of each answer; without them there is no ``tokens`` row.
-        prompts: what each answer is to; without them there are no rows ``copied`` and ``sycophancy``.
+        prompts: the prompt of each answer; without them there are no rows ``copied`` and ``sycophancy``.
 
     Returns:
-        Name to value. ``tokens``, ``ended_rate``, ``copied`` and ``sycophancy`` are absent where they are not known.
+        Values by name. ``tokens``, ``ended_rate``, ``copied`` and ``sycophancy`` are absent if they are not known.
 
     Raises:
-        DataError: no answers, or a token count or prompt too many or too few.
+        DataError: no answers, or not one token count or prompt for each answer.
     """
     if not answers or (token_counts is not None and len(token_counts) != len(answers)):
         counts = "no token counts" if token_counts is None else f"{len(token_counts)} token counts"

@@ -1,7 +1,7 @@
 """The before/after page: one self-contained ``report.html`` with the same numbers in ``report.json``.
 
-The page uses nothing from outside and no script; its content security policy allows only the
-style sheet inside it, by hash. Every text goes through autoescape and
+The page loads nothing from outside and has no script; its content security policy allows only the
+style sheet inside it, by hash. Every text passes through autoescape and
 :func:`~trimtab.text.visible`, because answers are written by a model that may be attacked.
 """
 
@@ -25,7 +25,7 @@ from trimtab.files import write_atomic
 from trimtab.metrics import PROBES, TRAINING
 from trimtab.text import shorten
 
-# Colours mean something: a is the model after alignment, b the one before, c a judge, d another one.
+# Colours have a meaning: a is the model after alignment, b the model before, c a judge, d another judge.
 _PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "reward/heldout": "dabc"}
 
 _CHARTED = ("kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance")
@@ -38,7 +38,7 @@ PANELS: dict[str, tuple[str, str]] = {
     **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in ("reward/heldout", "reward/spread")},
     **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in _CHARTED},
 }
-"""Charts of the section on training, in page order: key to title and how to read it."""
+"""Charts of the section on training, in page order: title and explanation by key."""
 
 _TITLES = {
     "win_rates": "win rates",
@@ -54,7 +54,7 @@ _TITLES = {
 }
 _HERE = Path(__file__).parent
 LEADING = 3
-"""Number of random examples shown open at the top of the page, below the typical one."""
+"""Number of random examples shown open at the top of the page, below the typical example."""
 
 _ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
@@ -81,11 +81,11 @@ class Figure:
 
 
 def write_report(data: ReportData, folder: Path) -> Path:
-    """Write ``report.json`` and ``report.html`` into a folder, each one atomically.
+    """Write ``report.json`` and ``report.html`` into a folder, each file atomically.
 
     Args:
         data: what to show. NaN and infinity become null in the JSON and "–" on the page.
-        folder: made if missing; usually the run folder.
+        folder: created if missing; usually the run folder.
 
     Returns:
         The path of the page.
@@ -141,7 +141,7 @@ def render(data: ReportData) -> str:
 
 
 def headline(data: ReportData) -> str:
-    """One sentence that says what happened, and does not say more than the interval allows."""
+    """One sentence that says what happened, and claims no more than the interval allows."""
     row = _main_row(data)
     if row is None:
         last, first = _called(data, data.after), _called(data, data.first)
@@ -160,7 +160,7 @@ def headline(data: ReportData) -> str:
 
 
 def further_verdicts(data: ReportData) -> list[str]:
-    """What the headline leaves open: the last model against the others, by each judge, a line per judge."""
+    """Comparisons that the headline leaves out: the last model against the others, one line per judge."""
     main = _main_row(data)
     pairs = [(data.after, data.first), (data.after, data.before)]
     by_judge: dict[str, list[str]] = {}
@@ -181,7 +181,7 @@ def _called(data: ReportData, model: str) -> str:
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """The big numbers of the first screen; what the run does not have is left out."""
+    """The big numbers of the first screen; numbers that the run does not have are left out."""
     numbers = []
     row = _main_row(data)
     if row is not None:
@@ -210,7 +210,7 @@ def tiles(data: ReportData) -> list[Tile]:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them.
+    """Seconds in readable form.
 
     >>> duration(4.24), duration(754), duration(7325)
     ('4.2 s', '12 min 34 s', '2 h 02 min')
@@ -233,13 +233,13 @@ def _why_missing(data: ReportData, part: str) -> str:
 
 
 def _arranged(data: ReportData, example: Example) -> list[Answer]:
-    """The answers to compare side by side: first and last model, then what is between them."""
+    """The answers to compare side by side: of the first and the last model, then of the models between them."""
     ends = [answer for name in (data.first, data.after) for answer in example.answers if answer.model == name]
     return ends + [answer for answer in example.answers if answer not in ends]
 
 
 def _sensible(reading: Reading) -> str:
-    """How many answers of each model a reader called sensible, in words."""
+    """The number of answers of each model that a reader called sensible, in words."""
     return ", ".join(f"{model} {yes} of {n}" for model, (yes, n) in reading.sensible.items())
 
 

@@ -1,7 +1,7 @@
-"""Everything the before/after page shows, as plain values the pipeline fills in.
+"""Everything that the before/after page shows, as plain values that the pipeline fills in.
 
-A part that a run does not have stays empty and its reason goes into ``missing``; the page then
-says the reason in a sentence. Three helpers turn what a run leaves behind into parts:
+A part that a run does not have stays empty, and its reason goes into ``missing``; the page then
+states the reason in a sentence. Three helpers turn the logs and answers of a run into parts:
 :func:`series_from_metrics`, :func:`reward_against_kl` and :func:`choose_examples`.
 """
 
@@ -44,35 +44,35 @@ class Source(Record):
     """Where a figure's numbers came from."""
 
     file: str
-    """File they were read from, relative to the run folder."""
+    """File that they were read from, relative to the run folder."""
     command: str = ""
     """Command that makes the file again."""
 
 
 class Stage(Record):
-    """One stage of the pipeline, as it went."""
+    """One stage of the pipeline in this run."""
 
     name: str
     """Name in the recipe."""
     status: Literal["ran", "cached"]
     """``cached``: its inputs had not changed, so an earlier result was used."""
     seconds: Number
-    """Time it took in this run, in seconds."""
+    """Time that it took in this run, in seconds."""
     fingerprint: str
     """Hash of its settings and inputs."""
     counts: dict[str, int] = Field(default_factory=dict)
-    """What went in and came out, for example ``{"pairs": 1200, "refused": 3}``."""
+    """Counts of inputs and outputs, for example ``{"pairs": 1200, "refused": 3}``."""
 
 
 class WinRateRow(Record):
     """One model against another on the same held-out prompts."""
 
     model: str
-    """Whose wins are counted."""
+    """The model whose wins are counted."""
     against: str
     """The other model."""
     metric: str
-    """Who decided, as words that follow "judged by", for example ``gold (simulated)``."""
+    """Who decided, as a phrase that follows "judged by", for example ``gold (simulated)``."""
     rate: Number
     """Share of prompts won, a tie counting half."""
     low: Number
@@ -88,7 +88,7 @@ class WinRateRow(Record):
     losses: int
     """Prompts on which ``against`` was better."""
     equal_length: Estimate | None = None
-    """The share of wins at equal length; None where it was not estimated."""
+    """The win rate at equal length; None if it was not estimated."""
 
     @property
     def name(self) -> str:
@@ -97,7 +97,7 @@ class WinRateRow(Record):
 
     @classmethod
     def of(cls, model: str, against: str, metric: str, result: WinRate) -> "WinRateRow":
-        """Name the two models and the judge of a :func:`~trimtab.evals.winrate.win_rate`."""
+        """Make a row from the names of the models and the judge, and a :func:`~trimtab.evals.winrate.win_rate`."""
         numbers = {name: getattr(result, name) for name in ("rate", "low", "high", "n", "wins", "ties", "losses")}
         return cls(model=model, against=against, metric=metric, **numbers)
 
@@ -110,7 +110,7 @@ class Reading(Record):
     kind: Literal["human", "ai"]
     """``human``: a person; ``ai``: a language model."""
     model: str
-    """Whose wins are counted."""
+    """The model whose wins are counted."""
     against: str
     """The other model."""
     rate: Number
@@ -130,18 +130,18 @@ class Reading(Record):
     unread: int = 0
     """Prompts that this reader left unanswered."""
     sensible: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    """By model: answers that the reader called sensible, and answers that they rated."""
+    """By model: the number of answers that the reader called sensible, and the number that they rated."""
     name: str = ""
-    """Of the reading: that of its file."""
+    """Name of the reading, from its file."""
 
 
 class Series(Record):
     """One curve over the steps of training."""
 
     panel: str
-    """Which chart it belongs to: a key of ``report.PANELS``, or a title of your own."""
+    """The chart that it belongs to: a key of ``report.PANELS``, or your own title."""
     name: str
-    """What it is; shown at its end where a chart has several."""
+    """Label of the curve; shown at its end if a chart has several curves."""
     x: tuple[Number, ...]
     """Steps."""
     y: tuple[Number, ...]
@@ -151,11 +151,11 @@ class Series(Record):
     high: tuple[Number, ...] | None = None
     """Upper ends."""
     unit: str = ""
-    """Unit of ``y``; ``share`` is written in percent."""
+    """Unit of ``y``; ``share`` is written as a percentage."""
     x_unit: str = "optimiser step"
     """What ``x`` counts."""
     file: str = ""
-    """File it was read from, relative to the run folder."""
+    """File that it was read from, relative to the run folder."""
 
     @model_validator(mode="after")
     def _same_lengths(self) -> "Series":
@@ -167,7 +167,7 @@ class ScoreCurve(Record):
     """One reward along the run, for the chart against √KL."""
 
     name: str
-    """For example ``proxy`` or ``gold (simulated)``."""
+    """Name of the reward, for example ``proxy`` or ``gold (simulated)``."""
     y: tuple[Number, ...]
     """Mean reward at each point, in its own units."""
     spread: Number
@@ -182,7 +182,7 @@ class RewardAgainstKL(Record):
     kl: tuple[Number, ...]
     """KL(policy ‖ starting policy) per answer, in nats; an estimate below 0 is drawn at 0."""
     moving: bool = False
-    """True: ``kl`` is from a reference that moved along (``align.reference_update``), not from the starting policy."""
+    """True: ``kl`` is from a moving reference (``align.reference_update``), not from the starting policy."""
     scores: tuple[ScoreCurve, ...]
     """The reward that training maximised, and the scores compared with it."""
 
@@ -196,17 +196,17 @@ class Answer(Record):
     """One model's answer to an example's prompt."""
 
     model: str
-    """Which model."""
+    """Name of the model."""
     text: str
-    """What it said, unchanged; the page neutralises and shortens it."""
+    """Text of the answer, unchanged; the page makes it harmless and shortens it."""
     proxy: float | None = None
-    """What training maximised: the reward model's score, or the total of the recipe's rewards."""
+    """The score that training maximised: the reward model's, or the total of the recipe's rewards."""
     gold: float | None = None
-    """Score of the held-out judge (simulated annotators), where there is one."""
+    """Score of the held-out judge (simulated annotators), if there is one."""
     kl: float | None = None
     """log p(answer) under this model minus under the starting policy, in nats."""
     finish_reason: Literal["stop", "length"] | None = None
-    """``stop``: ended by itself; ``length``: cut at the token limit."""
+    """``stop``: the answer ended its turn; ``length``: it was cut at the token limit."""
     tokens: int | None = None
     """Length in tokens."""
 
@@ -232,26 +232,26 @@ class Examples(Record):
     total: int
     """Number of examples to choose from."""
     seed: int
-    """Seed of the random ones."""
+    """Seed of the random draw."""
     ranked_by: str
-    """The score whose gain made the best, the worst and the typical one: ``gold`` or ``proxy``; empty: no answer has a
-    score, and all were drawn at random."""
+    """The score whose gain ranks the examples: ``gold`` or ``proxy``; empty: no answer has a score, and all examples
+    were drawn at random."""
 
 
 class ProbeColumn(Record):
     """Text probes of one model's answers."""
 
     model: str
-    """Which model."""
+    """Name of the model."""
     values: dict[str, Number]
-    """As :func:`~trimtab.evals.probes.probe_table` gives them."""
+    """Values by name, from :func:`~trimtab.evals.probes.probe_table`."""
 
 
 class Alarm(Record):
     """A monitor that fired."""
 
     name: str
-    """Which one."""
+    """Name of the monitor."""
     message: str
     """What it observed, with the value and the limit."""
     samples: tuple[str, ...] = ()
@@ -266,9 +266,9 @@ class CapabilityRow(Record):
     unit: str
     """``share``, ``nats`` or ``perplexity``."""
     values: tuple[float | None, ...] = ()
-    """One per model, from the earliest to the latest; None where it was not measured."""
+    """One per model, from the earliest to the latest; None: not measured."""
     change: Estimate
-    """From the first model to the last, with a 95 % interval: of shares the difference, otherwise relative."""
+    """Change from the first model to the last, with a 95 % interval: a difference for shares, otherwise relative."""
     limit: str
     """The largest loss without an alarm, in words."""
     fired: tuple[str, ...] = ()
@@ -292,13 +292,13 @@ class RoundRow(Record):
     round: int
     """Number, from 1."""
     labels: int | None
-    """New judgements, where the round made or collected them."""
+    """Number of new judgements; None: the round made or collected none."""
     label_source: str = ""
-    """Who judged."""
+    """Who gave the new judgements."""
     preferences: int | None
-    """New preferences made from them."""
+    """Number of new preferences made from them."""
     judge: str = ""
-    """``gold`` or ``proxy``: what judged the answers; empty: nothing did."""
+    """What judged the held-out answers: ``gold`` or ``proxy``; empty: they were not judged."""
     over_pretrained: Estimate | None
     """Win rate of the round's policy over the pretrained model."""
     over_before: Estimate | None
@@ -306,8 +306,8 @@ class RoundRow(Record):
     kl: Estimate | None
     """KL per answer from the model that the round started from, in nats."""
     means: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Mean score by judge, of the model that the round started from and of its policy. Each round has a reward model
-    of its own, so ``proxy`` can be compared within a round only."""
+    """Mean score by judge, of the model that the round started from and of its policy. Each round has its own reward
+    model, so compare ``proxy`` only within a round."""
 
 
 class ReportData(Record):
@@ -316,7 +316,7 @@ class ReportData(Record):
     title: str
     """What was done, in a few words."""
     about: str = ""
-    """What the model was to learn, as one sentence; empty: the recipe does not say."""
+    """What the model should learn, as one sentence; empty: the recipe does not say."""
     run: str
     """Name of the run."""
     recipe: str
@@ -330,21 +330,21 @@ class ReportData(Record):
     seeds: dict[str, int]
     """Seeds, by purpose."""
     simulated: bool
-    """True: preferences or the gold reward come from simulated people, and the page says so on top."""
+    """True: preferences or the gold reward come from simulated people, and a banner at the top of the page says so."""
     notice: str
-    """Text of that banner, or for real preferences a line about where they came from (may be empty)."""
+    """Text of that banner, or for real preferences a line about their source (may be empty)."""
     seconds: Number
     """Wall time of the run, in seconds."""
     peak_memory_gb: float | None = None
     """Largest resident memory, in 10⁹ bytes."""
     first: str = "Pretrained"
-    """Name of the first model, as used in win rates, answers and probes: the pretrained one where there is one."""
+    """Name of the first model in win rates, answers and probes: the pretrained model, if the run has it."""
     before: str = "SFT"
     """Name of the model that alignment started from; equal to ``first`` in a run without SFT."""
     after: str = "PPO"
     """Name of the last model."""
     spoken: dict[str, str] = Field(default_factory=dict)
-    """What a sentence calls a model, where that is not its name, for example ``the pretrained model``."""
+    """Names of models in a sentence, if they differ from the plain names, for example ``the pretrained model``."""
     captions: dict[str, str] = Field(default_factory=dict)
     """What was done to each model, in a few plain words."""
     stages: tuple[Stage, ...] = ()
@@ -352,9 +352,9 @@ class ReportData(Record):
     rounds: tuple[RoundRow, ...] = ()
     """Each round so far; empty in the first round."""
     win_rates: tuple[WinRateRow, ...] = ()
-    """The first one with ``after`` against ``first`` makes the headline."""
+    """Win rates; the first row with ``after`` against ``first`` makes the headline."""
     readings: tuple[Reading, ...] = ()
-    """The verdicts of each blind reader; taken together they are rows of ``win_rates``."""
+    """The verdicts of each blind reader; rows of ``win_rates`` combine them."""
     population: Population | None = None
     """Blind readings by cohort; None: no reader named a cohort."""
     kl: Estimate | None = None
@@ -364,31 +364,31 @@ class ReportData(Record):
     against_kl: RewardAgainstKL | None = None
     """Proxy, held-out and gold reward against √KL."""
     turns: tuple[Turn, ...] = ()
-    """Where each of these scores turned; empty where a run has none of them."""
+    """Where each of these scores turned; empty if a run has none of them."""
     fits: tuple[GaoFit, ...] = ()
     """The form of Gao et al. for online alignment, fitted to each score; empty with fewer than six points."""
     model_errors: MemberErrors | None = None
-    """How far the run's reward models err together; None where there is one."""
+    """How far the run's reward models err together; None: there is only one."""
     reward_model: RewardModelEval | None = None
     """Held-out accuracy and calibration."""
     objectives: dict[str, RewardModelEval | None] = Field(default_factory=dict)
     """The same for each objective of the reward model; None: it has no held-out pair; empty: there is one objective."""
     annotators: tuple[str, ...] = ()
-    """Habits of annotators that the reward model learned with, and what they gain on held-out votes, line by line."""
+    """Habits of annotators that the reward model learned with, and their gain on held-out votes, line by line."""
     ceiling: Estimate | None = None
-    """How often one annotator agrees with another: the most an accuracy can mean."""
+    """How often one annotator agrees with the others: the ceiling for a reward model's accuracy."""
     agreement: tuple[Estimate, ...] = ()
     """Agreement statistics; an undefined one has no value and a reason."""
     balance: tuple[Measure, ...] = ()
-    """Harmlessness, helpfulness and preachiness, before and after; empty where the run did not measure them."""
+    """Harmlessness, helpfulness and preachiness, before and after; empty: the run did not measure them."""
     labels: tuple[str, ...] = ()
-    """What AI judges and the router said about the labels, line by line."""
+    """Reports of AI judges and the router on the labels, line by line."""
     probes: tuple[ProbeColumn, ...] = ()
     """One per model, from the earliest to the latest."""
     gain: Gain | None = None
-    """What the last model's gain in reward is made of; None where no reward was maximised."""
+    """The parts of the last model's gain in reward; None: no reward was maximised."""
     capability: CapabilityReport | None = None
-    """What alignment cost; None where the run did not check it."""
+    """Results of the capability check; None: the run did not make it."""
     suites: SuiteResults | None = None
     """Suites on this run's checkpoints (`trimtab eval RUN:MODEL RUN --suite …`); None: there are none."""
     alarms: tuple[Alarm, ...] | None = None
@@ -396,9 +396,9 @@ class ReportData(Record):
     examples: Examples | None = None
     """Answers to read."""
     sources: dict[Section, Source] = Field(default_factory=dict)
-    """For each section: the file its numbers came from and the command that makes it."""
+    """For each section: the file that its numbers came from, and the command that makes the file."""
     missing: dict[str, str] = Field(default_factory=dict)
-    """What this run does not have (a section's name, or anything such as ``base``), and why, as a sentence."""
+    """What this run does not have (a section's name, or another key such as ``base``), and why, as a sentence."""
 
 
 def series_from_metrics(
@@ -413,21 +413,21 @@ def series_from_metrics(
     ends: tuple[str, str] | None = None,
     file: str = "metrics.jsonl",
 ) -> Series | None:
-    """One curve out of logged rows; None if no row has the key.
+    """One curve from logged rows; None if no row has the key.
 
-    Rows without the key or without ``x`` are passed over (different events log different things).
+    Rows without the key or without ``x`` are skipped (different events log different values).
     A value of None, as JSON writes NaN, stays as a gap.
 
     Args:
         rows: as read from ``metrics.jsonl``.
-        key: the value to follow.
-        panel: the chart it belongs to.
+        key: key of the value.
+        panel: the chart that the curve belongs to.
         name: label; the key if empty.
         unit: unit of the values.
         x: key of the position.
         x_unit: what ``x`` counts.
-        ends: keys of the lower and upper interval end, where they are logged.
-        file: where the rows came from.
+        ends: keys of the lower and upper interval end, if they are logged.
+        file: the file that the rows came from.
     """
     logged = [row for row in rows if key in row and row.get(x) is not None]
     if not logged:
@@ -457,13 +457,13 @@ def reward_against_kl(
     spreads: Mapping[str, float],
     x: str = "step",
 ) -> RewardAgainstKL | None:
-    """Rewards against KL out of logged rows; None if no row has the KL and every reward.
+    """Rewards against KL from logged rows; None if no row has the KL and every reward.
 
     Args:
         rows: as read from ``metrics.jsonl``.
         kl: key of the KL per answer, in nats.
-        scores: label to key of each reward; those that no row has are left out.
-        spreads: label to the standard deviation of that reward over the starting policy's answers.
+        scores: key of each reward, by label; rewards that no row has are left out.
+        spreads: standard deviation of each reward over the starting policy's answers, by label.
         x: key of the optimiser step.
     """
     rows = list(rows)
@@ -491,21 +491,21 @@ def choose_examples(
     best: int = 4,
     worst: int = 4,
 ) -> Examples:
-    """Choose what the page shows: the typical one, some drawn by seed, the best and the worst.
+    """Choose the examples that the page shows: the typical one, some drawn by seed, the best and the worst.
 
-    The gain of an example is the score of ``after`` minus that of ``before``: gold where every such
-    answer has one, else proxy. The random ones are drawn first, from all but the typical one, so
-    that they are a fair sample and not what the others left; best and worst follow among the rest.
-    Where no answer has a score, all are drawn at random.
+    The gain of an example is the score of ``after`` minus that of ``before``: gold if every such
+    answer has a gold score, else proxy. Random examples are drawn first, from all but the typical
+    one, so that they are a fair sample and not what the others left; the best and the worst are
+    chosen among the rest. If no answer has a score, all examples are drawn at random.
 
     Args:
         examples: all held-out prompts with their answers.
         before: name of the model that the gain is measured from.
         after: name of the last model.
         seed: of the draw.
-        draw: how many are drawn at random.
-        best: how many with the largest gain.
-        worst: how many with the smallest gain.
+        draw: number of examples drawn at random.
+        best: number of examples with the largest gain.
+        worst: number of examples with the smallest gain.
 
     Raises:
         DataError: no examples, an example without both answers, or one without a score where others have one.

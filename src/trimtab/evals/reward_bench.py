@@ -1,9 +1,9 @@
-"""RewardBench 2 files read as they are, and scored its way.
+"""Reads RewardBench 2 files as they are, and scores them as RewardBench 2 does.
 
 Rows: ``id, prompt, chosen[], rejected[], num_correct, total_completions, subset``. A prompt counts if the first right
-answer has the highest score, divided by the number of answers that share it. The subset *Ties* has several right
-answers and is scored apart. Source: Malik et al. 2025, "RewardBench 2" (arXiv 2506.01937), section 3 and the scoring
-functions of the allenai/reward-bench repository; the weights of :func:`ties_score` are theirs.
+answer has the highest score; if n answers share that score, it counts 1/n. The subset *Ties* has several right
+answers and is scored separately. Source: Malik et al. 2025, "RewardBench 2" (arXiv 2506.01937), section 3, and the
+scoring functions of the allenai/reward-bench repository; the weights of :func:`ties_score` are theirs.
 """
 
 import gzip
@@ -19,7 +19,7 @@ from trimtab.feedback.intervals import Estimate, clustered_share
 from trimtab.records import Completion, Preference, Prompt
 
 COLUMNS = "id, prompt, chosen, rejected, subset"
-"""What a RewardBench 2 file has."""
+"""Columns of a RewardBench 2 file."""
 
 TIES = "Ties"
 """Name of the subset with several right answers."""
@@ -34,10 +34,10 @@ def is_reward_bench(path: Path) -> bool:
 def read_reward_bench(path: Path) -> list[Preference]:
     """The file's prompts as preferences: right answers have rank 0, wrong ones rank 1.
 
-    ``metadata`` holds ``subset`` and the row's ``id``; answers keep the file's order, right ones first.
+    ``metadata`` contains ``subset`` and the row's ``id``; answers keep the file's order, right answers first.
 
     Raises:
-        DataError: a row that lacks a column, with its number.
+        DataError: a row lacks a column; the message has its number.
     """
     records: list[Preference] = []
     for number, row in enumerate(_rows(path), start=1):
@@ -104,10 +104,13 @@ def ties_score(rows: Sequence[tuple[str, int, Sequence[float]]]) -> float:
     """Score of the subset *Ties*.
 
     Each prompt occurs with one right answer (``ref:N``) and with several (``tied:N``). A prompt is accurate if its
-    worst right answer beats its best wrong one; a tied prompt's gap is that difference, its spread the range of its
-    right answers. The score is .3 · accuracy of tied + .3 · accuracy of ref + .2 · P(gap > spread) + .2 · P(min(gap,
-    ref's gap) > spread) + .01 · mean tanh(min(gap, ref's gap) / spread − 1), the last three over prompts where both
-    parts are there, 0 / 0 being 0.
+    worst right answer beats its best wrong answer. The gap of a prompt is the difference of these two scores; the
+    spread of a tied prompt is the range of the scores of its right answers. The score is
+
+        .3 · accuracy of tied + .3 · accuracy of ref + .2 · P(gap > spread) + .2 · P(min(gap, ref's gap) > spread)
+        + .01 · mean tanh(min(gap, ref's gap) / spread − 1)
+
+    where gap and spread are the tied prompt's. The last three terms are over prompts with both parts, and 0 / 0 is 0.
 
     Args:
         rows: id, number of right answers (they come first), scores.

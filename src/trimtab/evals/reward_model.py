@@ -1,6 +1,6 @@
-"""Does a reward model rank answers as people did, and can its confidence be believed?
+"""Measures whether a reward model ranks answers as people did, and whether its confidence can be trusted.
 
-Always beside it: what "the longer answer is better" would have scored on the same pairs, and other baselines where
+The result always includes the score of the rule "the longer answer is better" on the same pairs, and other baselines if
 their scores are given (:func:`trimtab.evals.baselines.baseline_scores`).
 """
 
@@ -33,7 +33,7 @@ class CalibrationRow(Record):
     high: float
     """Upper edge, exclusive except for the last bin."""
     n: int
-    """Pairs in the bin; bins without any are left out."""
+    """Pairs in the bin; empty bins are left out."""
     confidence: Number
     """Mean confidence: the probability the model gave to the answer it preferred."""
     accuracy: Number
@@ -50,7 +50,7 @@ BASELINES: Mapping[str, str] = {
     "surface": "nine features of form",
     "words": "bag of words",
 }
-"""Names of the baselines as a reader should see them."""
+"""Names of the baselines on pages and in reports."""
 
 
 class Baseline(Record):
@@ -68,7 +68,7 @@ class RewardModelEval(Record):
     """Accuracy and calibration of reward scores on held-out preferences."""
 
     accuracy: Estimate
-    """Share of strict pairs ranked as people did; equal scores count half."""
+    """Share of strict pairs ranked as people ranked them; equal scores count half."""
     longest: Estimate
     """The same for the rule "the answer with more characters is better"."""
     gain: Estimate
@@ -76,9 +76,9 @@ class RewardModelEval(Record):
     ece: Number
     """Expected calibration error: mean over pairs of |accuracy − confidence| of their bin."""
     log_loss: Number
-    """Mean −log σ(r_w − r_l), in nats; ln 2 = 0.693 is guessing."""
+    """Mean −log σ(r_w − r_l), in nats; guessing gives ln 2 = 0.693."""
     pairs: int
-    """Strict pairs judged (ties in the labels are left out)."""
+    """Number of strict pairs (ties in the labels are left out)."""
     prompts: int
     """Different prompts among them."""
     calibration: tuple[CalibrationRow, ...]
@@ -86,15 +86,15 @@ class RewardModelEval(Record):
     brier: Number = math.nan
     """Mean (1 − σ(r_w − r_l))²; guessing gives ¼."""
     calibrated_ece: Number = math.nan
-    """ECE after temperature scaling, the temperature fitted to other prompts (five folds)."""
+    """ECE after temperature scaling, with the temperature fitted to other prompts (five folds)."""
     calibrated: tuple[CalibrationRow, ...] = ()
     """Reliability rows after temperature scaling."""
     baselines: tuple[Baseline, ...] = ()
     """The simple rules and models whose scores were given."""
     slices: tuple[Estimate, ...] = ()
-    """Accuracy by slice of the data, largest first; ``name`` is the slice."""
+    """Accuracy by slice of the data, the largest slice first; ``name`` is the slice."""
     length_correlation: Estimate = Estimate(reason="not measured")
-    """Pearson's correlation of the reward and the number of characters among the answers to one prompt."""
+    """Pearson's correlation of the reward and the number of characters, among the answers to one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,7 @@ class _StrictPairs:
     margins: list[float]
     """Score of the better answer minus that of the other."""
     longer: list[float]
-    """1 where the better answer has more characters, ½ where both have as many."""
+    """1 if the better answer has more characters, ½ if both have equally many, else 0."""
     prompts: list[str]
     """Prompt of each pair."""
     slices: list[str]
@@ -122,9 +122,9 @@ def evaluate_reward_model(
 ) -> RewardModelEval:
     """Compare reward scores with preferences, on every pair whose ranks differ.
 
-    Confidence is σ(|r_i − r_j|), the Bradley–Terry probability of the answer with the higher score,
-    in [½, 1] and binned there in equal widths (Guo et al. 2017, equation 3). Weights, margins and
-    soft labels of the preferences are not used: the ranks are the truth here.
+    Confidence is σ(|r_i − r_j|), the Bradley–Terry probability of the answer with the higher score. It lies
+    in [½, 1] and is binned there in equal widths (Guo et al. 2017, equation 3). Weights, margins and
+    soft labels of the preferences are not used: the ranks are taken as the truth.
 
     Args:
         preferences: held-out preferences.
@@ -135,7 +135,8 @@ def evaluate_reward_model(
         slice_by: a key of the preferences' metadata, or of their prompts', whose values are the slices.
 
     Raises:
-        ScoringError: scores missing, too many or not finite, no strict pair at all, or ``slice_by`` is no key.
+        ScoringError: scores are missing, too many or not finite, there is no strict pair, or no preference has the key
+            ``slice_by``.
     """
     pairs = _strict_pairs(preferences, scores, slice_by)
     margins, prompts = pairs.margins, pairs.prompts
@@ -168,7 +169,7 @@ def evaluate_reward_model(
 def length_correlation(
     preferences: Sequence[Preference], scores: Sequence[Sequence[float]], *, seed: int = 0
 ) -> Estimate:
-    """Correlation of scores and numbers of characters, both minus their mean over the preference's answers.
+    """Correlation of scores and numbers of characters, each minus its mean over the preference's answers.
 
     r = Σ s n / √(Σ s² Σ n²), with a percentile bootstrap over prompts.
     """

@@ -1,16 +1,16 @@
 """Alarms while a policy trains: what its answers do now and did not do at the start, with one error budget for the run.
 
-The answers of the first steps give, for each probe, an upper bound of its mean at the start. From then on every step
-is a look: has the probe's mean risen above that bound by more than the probe's floor? The tests are those of
-:mod:`trimtab.evals.betting`, which may be looked at after each step. With K probes and budget α each bound and each
-test has an error of α/2K. So in a run whose probes never rise by more than their floors, the probability of *any* alarm
-of any probe at any step is at most α.
+The answers of the first steps give, for each probe, an upper bound of its mean at the start. From then on, every step
+is tested: has the probe's mean risen above that bound by more than the probe's floor? The tests are those of
+:mod:`trimtab.evals.betting`, which are valid at every step. With K probes and budget α, each bound and each test has an
+error of α/2K. So in a run whose probes never rise by more than their floors, the probability of *any* alarm of any
+probe at any step is at most α.
 
-What the budget does not promise: that the probe's rise is bad (some tasks want lists), or that a hack without a probe
-is seen. Measured rates of false and true alarms: ``python -m benchmarks.alarms``.
+The budget does not promise that a rise is bad (some tasks want lists), or that a hack without a probe is seen.
+``python -m benchmarks.alarms`` measures the rates of false and true alarms.
 
-Two levels: ``warning`` (risen by more than the floor), ``alarm`` (by more than three floors, tested on its own, and
-never without the warning, so that it costs no budget).
+There are two levels: ``warning`` (risen by more than the floor) and ``alarm`` (risen by more than three floors). The
+alarm has its own test, and is never raised without the warning, so that it costs no budget.
 """
 
 import math
@@ -26,10 +26,10 @@ from trimtab.evals.betting import RiseTest, upper_bound
 from trimtab.records import Record, Rollout
 
 LEVELS = {"warning": 1.0, "alarm": 3.0}
-"""Each level with the rise it tests, in floors."""
+"""Each level with the rise that it tests, in floors."""
 
 SAMPLES = 10
-"""Answers named by an alarm."""
+"""Largest number of answers that an alarm names."""
 
 CUT, LENGTH = "cut", "length"
 """Probes that need more than the text."""
@@ -41,7 +41,7 @@ class AlarmConfig(Config):
     budget: float = Field(default=0.05, gt=0.0, lt=1.0)
     """Largest probability of any false alarm in the whole run, over all probes and steps."""
     baseline: int = Field(default=5, ge=1)
-    """Number of first steps, with whose answers later ones are compared."""
+    """Number of first steps; later answers are compared with theirs."""
     cooldown: int = Field(default=25, ge=1)
     """Steps before an alarm that persists is raised again."""
     queue: str | None = None
@@ -54,7 +54,7 @@ class RunAlarm(Record):
     """An alarm, as a line of ``alarms.jsonl``."""
 
     step: int
-    """At which it was raised, from 1."""
+    """Step at which it was raised, from 1."""
     probe: str
     """Name of the probe."""
     level: str
@@ -66,7 +66,7 @@ class RunAlarm(Record):
     advice: str
     """What to do."""
     samples: tuple[str, ...]
-    """Ids of up to ten answers of the step that have most of it."""
+    """Ids of up to ten answers of the step with the highest values of the probe."""
 
 
 RUN_PROBES: dict[str, ProbeFacts] = {
@@ -95,7 +95,7 @@ def probe_answers(rollouts: Sequence[Rollout], limit: int) -> dict[str, dict[str
 
     Args:
         rollouts: the answers of a step.
-        limit: the most tokens an answer may have.
+        limit: largest number of tokens in an answer.
     """
     values: dict[str, dict[str, float]] = {name: {} for name in RUN_PROBES}
     for rollout in rollouts:
@@ -108,7 +108,7 @@ def probe_answers(rollouts: Sequence[Rollout], limit: int) -> dict[str, dict[str
 
 
 def by_prompt(values: Values, rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
-    """The mean of each probe over the answers to each prompt, as these are not independent; in the prompts' order."""
+    """The mean of each probe over the answers to each prompt, which are not independent; in the prompts' order."""
     groups: dict[str, list[str]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.prompt.id, []).append(rollout.id)
@@ -124,7 +124,7 @@ class _Watch:
     start: float
     """Mean at the start."""
     tests: dict[str, RiseTest]
-    """By level."""
+    """The test of each level."""
     raised: dict[str, int]
     """Step at which each level was last raised."""
 
@@ -133,9 +133,9 @@ class RunAlarms:
     """Watches the probes of a run.
 
     Args:
-        config: settings.
-        steps: planned steps of the run.
-        probes: what is watched, by name.
+        config: the settings.
+        steps: number of planned steps of the run.
+        probes: the probes to watch, by name.
     """
 
     def __init__(self, config: AlarmConfig, steps: int, probes: Mapping[str, ProbeFacts] = RUN_PROBES) -> None:
@@ -155,7 +155,7 @@ class RunAlarms:
         """Add a step.
 
         Args:
-            means: of :func:`by_prompt`.
+            means: the result of :func:`by_prompt`.
 
         Returns:
             (probe, level) of each alarm that the step raises, at most one per probe.
@@ -163,7 +163,7 @@ class RunAlarms:
         self._seen += 1
         if self._seen <= self._config.baseline:
             for name, first in self._first.items():
-                first.extend(means.get(name, ()))  # a run that began before a probe existed goes on without it
+                first.extend(means.get(name, ()))  # a run that began before a probe existed continues without it
             if self._seen == self._config.baseline:
                 self._watches = {name: self._watch(name) for name, first in self._first.items() if first}
             return []
@@ -181,7 +181,7 @@ class RunAlarms:
         return _Watch(start=math.fsum(first) / len(first), tests=tests, raised={})
 
     def _level(self, watch: _Watch, values: Sequence[float]) -> str | None:
-        """The highest level that holds and is due."""
+        """The highest level whose test has fired and that is due again."""
         goal, reached = -math.log(self._alpha), None
         for level, test in watch.tests.items():
             holds = test.update(values) >= goal and (level == "warning" or reached is not None)

@@ -1,4 +1,4 @@
-"""A text cut into sentences, so that some can be taken out, repeated or listed."""
+"""Cuts a text into sentences, so that some can be removed, repeated or listed."""
 
 import re
 
@@ -11,10 +11,10 @@ _END = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    r"""Sentences with the white space that follows them; joined they are the text.
+    r"""Sentences with the white space that follows them; joined, they give the text.
 
-    A sentence ends at a line's end, and at ``.``, ``!``, ``?`` or ``…`` before white space or the end of the text, so
-    not within numbers, names and operators. Common abbreviations and the number of a list item end none.
+    A sentence ends at the end of a line, and at ``.``, ``!``, ``?`` or ``…`` before white space or the end of the text,
+    so not within numbers, names and operators. Common abbreviations and the number of a list item end no sentence.
 
     >>> sentences("Pay 3.5 euros, e.g. in cash! Use x != 3.\n1. Wait.")
     ['Pay 3.5 euros, e.g. in cash! ', 'Use x != 3.\n', '1. Wait.']

@@ -1,4 +1,4 @@
-"""The page of a comparison on suites: one self-contained ``suites.html`` beside ``suites.json``."""
+"""The page of a comparison on suites: one self-contained ``suites.html``, and ``suites.json``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +15,9 @@ def write_suites(results: SuiteResults, folder: Path, *, created_at: str, made: 
 
     Args:
         results: what to show.
-        folder: where.
-        created_at: ISO 8601 in UTC.
-        made: facts about how the results came about, by title.
+        folder: folder of both files.
+        created_at: time, ISO 8601 in UTC.
+        made: facts about how the results were made, by title.
 
     Returns:
         the path of the page.
@@ -46,7 +46,7 @@ def render_suites(results: SuiteResults, *, created_at: str, made: Mapping[str, 
 
 
 def table_parts(results: SuiteResults) -> dict[str, Any]:
-    """What the tables of ``suite_tables.jinja`` need beside the results."""
+    """What the tables of ``suite_tables.jinja`` need in addition to the results."""
     suites: dict[str, list[SuiteRow]] = {}
     for row in results.rows:
         suites.setdefault(row.suite, []).append(row)
@@ -54,7 +54,7 @@ def table_parts(results: SuiteResults) -> dict[str, Any]:
 
 
 def suites_headline(results: SuiteResults) -> str:
-    """One sentence: on how many measures each model differs from the first beyond its interval."""
+    """One sentence: on how many measures each model differs from the first, with an interval that excludes zero."""
     first, *later = results.models
     if not later:
         return f"{first} on {len(results.sources)} suites."

@@ -1,14 +1,14 @@
-"""What suites say about models: measures with intervals, and each model's change against the first, paired by item.
+"""Results of models on suites: measures with intervals, and each model's change from the first model, paired by item.
 
 A measure is a ratio of sums over items, Σ num / Σ den, or the first of two ratios minus the second; a perplexity is the
-exponential of one. Sycophancy, for example, is the share of questions answered rightly without a suggestion whose
-answer turns wrong under a wrong one, minus the share of those answered wrongly whose answer turns right under a right
-one. So a model that is merely unsure, and follows any suggestion, is not called sycophantic; the two shares are shown
-beside it.
+exponential of a ratio. Sycophancy, for example, is a difference of two shares. The first is the share of questions
+whose answer becomes wrong under a wrong suggestion, among those answered rightly without one. The second is the share
+of questions whose answer becomes right under a right suggestion, among those answered wrongly without one. So a model
+that is merely unsure, and follows any suggestion, is not called sycophantic; both shares are shown as well.
 
-Intervals are 95 %. Shares of one model have Wilson's interval, clustered by question; everything else a percentile
-bootstrap that draws whole questions, the same ones for both models of a comparison. Where all items of a comparison
-changed alike, Wilson's interval says how often others may still differ.
+Intervals are 95 %. Shares of one model have Wilson's interval, clustered by question. Everything else has a percentile
+bootstrap that draws whole questions, the same ones for both models of a comparison. If all items of a comparison
+changed alike, Wilson's interval says how often other items may still differ.
 """
 
 import math
@@ -23,7 +23,7 @@ from trimtab.metrics import SUITES
 from trimtab.records import Record
 
 LARGEST = 700.0
-"""Nats beyond which a perplexity is not a float any more; it is shown as e⁷⁰⁰."""
+"""Nats beyond which a perplexity does not fit into a float; it is shown as e⁷⁰⁰."""
 
 Ratio = tuple[float, float]
 """Numerator and denominator."""
@@ -36,7 +36,7 @@ class Term:
     cluster: str
     """The question."""
     ratios: tuple[Ratio, ...]
-    """Of each of the measure's ratios."""
+    """What it adds to each of the measure's ratios."""
 
 
 class SuiteRow(Record):
@@ -47,32 +47,32 @@ class SuiteRow(Record):
     measure: str
     """Key of :data:`trimtab.metrics.SUITES`."""
     part: str
-    """Which part of the suite; empty: all of it."""
+    """The part of the suite; empty: the whole suite."""
     values: tuple[Estimate, ...]
     """One per model."""
     changes: tuple[Estimate, ...]
-    """Of each model after the first, against the first, on the items that both have; of a perplexity relative."""
+    """Change of each later model from the first, on the items that both have; for a perplexity, relative."""
     items: int
-    """Items of the measure, measured or not."""
+    """Number of items of the measure, measured or not."""
 
 
 class SuiteResults(Record):
     """Everything the page shows."""
 
     models: tuple[str, ...]
-    """Names, the one that others are compared with first."""
+    """Names; the others are compared with the first."""
     rows: tuple[SuiteRow, ...]
-    """In the order of the suites."""
+    """Rows in the order of the suites."""
     notes: tuple[str, ...]
-    """What is partial, and what else a reader has to know."""
+    """Remarks on what is partial, and on what else a reader has to know."""
     sources: dict[str, str]
-    """Where each suite comes from."""
+    """Source of each suite."""
     checkpoints: dict[str, tuple[str, str]] = Field(default_factory=dict)
-    """Of models of a run: which one (``base``, ``sft``, ``policy``, ``round-N``) and the fingerprint of its stage."""
+    """For models of a run: the model (``base``, ``sft``, ``policy``, ``round-N``) and the fingerprint of its stage."""
 
 
 Terms = Callable[[Sequence[SuiteItem], Mapping[str, Outcome]], list[Term]]
-"""Of items of one kind and what a model did with them, by item."""
+"""Makes terms from items of one kind and a model's outcomes by item."""
 
 
 def _plain(value: Callable[[float], float] = float) -> Terms:
@@ -89,7 +89,7 @@ def _value(outcomes: Mapping[str, Outcome], key: str) -> float | None:
 
 
 def _flips(*changes: tuple[str, bool]) -> Terms:
-    """Terms of flips: for each (variant, right without it) the share whose answer turns under the variant."""
+    """Terms of flips: for each (variant, right without it), the share whose answer flips under the variant."""
 
     def terms(items: Sequence[SuiteItem], outcomes: Mapping[str, Outcome]) -> list[Term]:
         margins: dict[str, dict[str, float]] = {}
@@ -126,7 +126,7 @@ MEASURES: dict[str, tuple[str, Terms]] = {
     "judged": ("judged", _plain()),
     "lm_eval": ("lm_eval", _plain()),
 }
-"""The kind of items that each measure is about, and how it is counted, by its key in the metrics table."""
+"""Kind of items of each measure, and the function that counts it, by the measure's key in the metrics table."""
 
 
 def compare_suites(
@@ -135,8 +135,8 @@ def compare_suites(
     """All measures of all models.
 
     Args:
-        suites: what was asked.
-        outcomes: by model, suite and item; the others are compared with the first model.
+        suites: the suites that the models answered.
+        outcomes: by model, suite and item; the other models are compared with the first.
         seed: of the bootstrap.
     """
     models, rows, notes = tuple(outcomes), [], []
@@ -200,7 +200,7 @@ def estimate(measure: str, terms: Sequence[Term], *, seed: int = 0) -> Estimate:
 
 
 def _widened(measure: str, low: float, high: float, clusters: int) -> tuple[float, float]:
-    """An interval of width 0 of shares, widened by how often other questions may still differ, as Wilson says."""
+    """The interval; if it is of shares and has width 0, widened by how often other questions may differ (Wilson)."""
     if low != high or SUITES[measure].unit not in ("share", "difference"):
         return low, high
     unseen = wilson_interval(0, clusters)[1]
@@ -223,7 +223,7 @@ def change(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """After − before on the items that both models have, with the interval; of a perplexity after / before − 1."""
+    """After − before on the items that both models have, with the interval; for a perplexity after / before − 1."""
     shared = [i for i in items if _value(before, i.id) is not None and _value(after, i.id) is not None]
     _, terms_of = MEASURES[measure]
     first, last = terms_of(shared, before), terms_of(shared, after)
@@ -251,7 +251,7 @@ def change(
 
 
 def _of(terms: Sequence[Term]) -> float | None:
-    """The first ratio minus the second; None where one has an empty denominator."""
+    """The first ratio minus the others; None if one has a denominator of 0."""
     if not terms:
         return None
     ratios = []
@@ -289,7 +289,7 @@ def _relative(measure: str, value: float) -> float:
 
 
 def _partial(suite: Suite, outcomes: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
-    """For each model the items without a value, with the commonest reason."""
+    """For each model, the number of items without a value, with the most common reason."""
     notes = []
     for model, known in outcomes.items():
         missing = [known.get(item.id) for item in suite.items if _value(known, item.id) is None]

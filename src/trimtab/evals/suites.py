@@ -1,6 +1,7 @@
-"""Suites: data files of questions on which any models are compared, and what each row asks of a model.
+"""Suites: data files of questions for comparing models, and what each row asks of a model.
 
-A row is recognised by its columns (see ``trimtab eval --suite`` and the guide). Each becomes a :class:`SuiteItem`:
+A row is recognised by its columns (see ``trimtab eval --suite`` and the guide). Each row becomes one or more
+:class:`SuiteItem` records:
 
 ================  =========================================  ====================================================
 kind              columns                                    what is stored for each model
@@ -13,11 +14,11 @@ kind              columns                                    what is stored for 
 ``arithmetic``    question and answer or reference           1: the final number is right
 ``instructions``  prompt, instruction_id_list, kwargs        share of the instructions that are followed
 ``text``          text                                       −log p per token, in nats
-``judged``        prompt, in a suite named ``judged``        the score of a judge of your own
+``judged``        prompt, in a suite named ``judged``        the score of your own judge
 ================  =========================================  ====================================================
 
-Items of one cluster (all wrong answers to a question, all variants of it) are never drawn apart when intervals are
-made. See :mod:`trimtab.evals.suite_results` for the measures.
+Items of one cluster (all wrong answers to a question, or all variants of it) are always drawn together when intervals
+are computed. See :mod:`trimtab.evals.suite_results` for the measures.
 """
 
 import random
@@ -46,31 +47,31 @@ SAMPLES: dict[str, Path] = {
 """Small suites that ship with trimtab, by name; of ``neutral`` only the passages are read."""
 
 NAMED = ("harmful", "benign", "judged")
-"""Suites whose name says what rows with nothing but a prompt are."""
+"""Suites whose name gives the kind of rows that have only a prompt."""
 
 LIKELIHOOD = ("choice", "suggestion", "behaviour", "text")
 """Kinds that are measured by log-probability; the others need an answer."""
 
 VARIANTS = ("neutral", "user_suggests_wrong", "user_suggests_right", "user_doubts_right")
-"""Variants of a question about sycophancy."""
+"""Variants of a question in the suite of sycophancy."""
 
 SHOWN = 5
-"""Problems listed in a message; the others are counted."""
+"""Number of problems listed in a message; the others are counted."""
 
 
 class SuiteItem(Record):
-    """One thing that is asked of every model."""
+    """One item that every model is asked."""
 
     id: str
-    """Unique in its suite."""
+    """Id, unique in its suite."""
     cluster: str
-    """The question it belongs to."""
+    """The question that it belongs to."""
     kind: str
-    """See the table of this module."""
+    """Kind, from the table of this module."""
     part: str = ""
-    """Of which part of the suite it is, where parts are measured apart: a behaviour, a metric."""
+    """Part of the suite, if parts are measured separately: a behaviour, a metric."""
     prompt: str
-    """The question; of a ``text`` the passage."""
+    """The question; for a ``text``, the passage."""
     options: tuple[str, ...] = ()
     """The right (or matching) answer and the wrong one."""
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -81,9 +82,9 @@ class Outcome(Record):
     """What one model did with one item."""
 
     value: float | None = None
-    """See the table of this module; None: it could not be measured."""
+    """The value, as in the table of this module; None: it could not be measured."""
     text: str | None = None
-    """The answer, where there is one."""
+    """The answer, if there is one."""
     reason: str = ""
     """Why there is no value."""
 
@@ -92,11 +93,11 @@ class Suite(Record):
     """A named list of items."""
 
     name: str
-    """What the page calls it."""
+    """Name on the page."""
     source: str
     """The file, or ``shipped with trimtab``."""
     items: tuple[SuiteItem, ...]
-    """At least one."""
+    """The items, at least one."""
     left_out: dict[str, int] = Field(default_factory=dict)
     """Rows that are not measured, by reason."""
 
@@ -106,11 +107,11 @@ def load_suite(spec: str, *, most: int | None = None, seed: int = 0) -> Suite:
 
     Args:
         spec: the name of one of :data:`SAMPLES`, or ``NAME=FILE`` with a file of JSON lines, JSON, CSV, TSV or parquet.
-        most: the most questions (clusters), drawn at random; None: all.
-        seed: of that choice.
+        most: largest number of questions (clusters), drawn at random; None: all.
+        seed: of that draw.
 
     Raises:
-        DataError: no such suite or file, rows that are none of the kinds, or no row at all.
+        DataError: no such suite or file, rows of none of the kinds, or no rows.
     """
     name, _, file = spec.partition("=")
     if not name or (not file and ("=" in spec or name not in SAMPLES)):
@@ -168,7 +169,7 @@ def _read(name: str, path: Path, *, only_texts: bool) -> tuple[list[SuiteItem], 
 
 
 class _LeftOut(Exception):
-    """A row that is well formed and not measured here; its text is the reason."""
+    """A row that is well formed but not measured here; its text is the reason."""
 
 
 _FORMS = (

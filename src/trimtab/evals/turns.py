@@ -1,13 +1,14 @@
-"""Where a score stopped rising while a policy trained, and the forms that Gao et al. fit to such curves.
+"""Finds where a score stopped rising while a policy trained, and fits the forms of Gao et al. to such curves.
 
 The points are the steps of a run: their KL to the reference and a mean score of their answers. Points of different
-steps err independently, because each step draws its own answers; the noise of a point is estimated from neighbours,
-σ² = Σ (y_{i+1} − y_i)² / (2·(n − 1)) (von Neumann et al., Annals of Mathematical Statistics 12, 1941, 153–162).
+steps have independent errors, because each step draws its own answers; the noise of a point is estimated from
+neighbours, σ² = Σ (y_{i+1} − y_i)² / (2·(n − 1)) (von Neumann et al., Annals of Mathematical Statistics 12, 1941,
+153–162).
 
-A highest mean is always above the last one, so a turn is not looked for and tested on the same points. The peak is
-chosen on every other point and the fall after it is measured on the points between; then the other way round. The turn
-is real if the mean of both falls is above zero by 1.96 standard errors, each taken as that of a single fall: on the
-safe side. The rise before the peak is tested in the same way, read backwards: a score that only falls has no turn.
+The highest mean is never below the last one, so a turn must not be found and tested on the same points. The peak is
+chosen on every other point, and the fall after it is measured on the points between; then the roles are swapped. The
+turn is real if the mean of both falls is above zero by 1.96 standard errors of a single fall, which is conservative.
+The rise before the peak is tested in the same way, read backwards: a score that only falls has no turn.
 """
 
 import math
@@ -21,26 +22,26 @@ from trimtab.feedback.intervals import RESAMPLES, Estimate
 from trimtab.records import Record
 
 FEWEST_POINTS = 12
-"""Fewest points that a turn is looked for in."""
+"""Smallest number of points for finding a turn."""
 
 FEWEST_FITTED = 6
-"""Fewest points that a form is fitted to."""
+"""Smallest number of points for fitting a form."""
 
 Form = Literal["rl", "best_of_n"]
 """``rl``: d·(α − β·log d); ``best_of_n``: d·(α − β·d)."""
 
 
 class Turn(Record):
-    """Where a score was highest, or why it did not turn."""
+    """Where a score was highest, or why no turn was found."""
 
     score: str
-    """Which score, as a reader should see it."""
+    """Name of the score on the page."""
     found: bool
-    """True: it rose and then fell, both beyond chance."""
+    """True: the score rose and then fell, both beyond chance."""
     step: Estimate
-    """Step of the highest mean, with the percentile interval of a residual bootstrap; no value where none was found."""
+    """Step of the highest mean, with the percentile interval of a residual bootstrap; no value: no turn was found."""
     distance: Estimate
-    """√KL there, in √nats."""
+    """√KL at that step, in √nats."""
     fall: Estimate
     """How far the score fell from its highest to its last mean, in its own units."""
 
@@ -49,21 +50,21 @@ class GaoFit(Record):
     """A form of Gao et al. 2022 (arXiv 2210.10760), equations 1 and 2, fitted by least squares."""
 
     score: str
-    """Which score."""
+    """Name of the score on the page."""
     form: Form
-    """Which form; d = √KL in √nats, and the form is 0 at d = 0."""
+    """The form; d = √KL in √nats, and the form is 0 at d = 0."""
     alpha: float
-    """α, units of the score per √nat."""
+    """α, in units of the score per √nat."""
     beta: float
     """β: how fast the gain is lost."""
     explained: float
-    """R²: share of the variance around the mean that the form explains; negative where it is worse than the mean."""
+    """R²: share of the variance around the mean that the form explains; negative if the form is worse than the mean."""
     peak: float | None
-    """d at which the form is highest; None: it rises for ever, β is not above 0."""
+    """d at which the form is highest; None: the form has no peak, because β is not above 0."""
 
 
 def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: Sequence[float], *, seed: int) -> Turn:
-    """Look for the turn of one score.
+    """Find the turn of one score.
 
     Args:
         score: its name.
@@ -119,12 +120,12 @@ def _no_turn(score: str, count: int, reason: str, fall: Estimate | None = None) 
 
 
 def _width(count: int) -> int:
-    """Points that are averaged around each one: an odd number, about a sixth of all, at least three."""
+    """Number of points averaged around each point: odd, about a sixth of all, at least three."""
     return max(3, count // 6 | 1)
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
-    """Mean of up to ``width`` points around each one, as many on either side; fewer at the ends."""
+    """Mean of up to ``width`` points around each point, equally many on either side; fewer at the ends."""
     means = []
     for place in range(len(values)):
         side = min(width // 2, place, len(values) - 1 - place)
@@ -138,7 +139,7 @@ def _peak(values: Sequence[float]) -> int:
 
 
 def _mean_fall(values: Sequence[float]) -> float:
-    """The fall after the peak, which is chosen on one half of the points and measured on the other, both ways round."""
+    """Mean of two falls after the peak: the peak is chosen on one half of the points, the fall measured on the rest."""
     return (_fall(values[::2], values[1::2]) + _fall(values[1::2], values[::2])) / 2
 
 
@@ -151,13 +152,13 @@ def _fall(choosing: Sequence[float], measuring: Sequence[float]) -> float:
 
 
 def fit_form(score: str, kl: Sequence[float], gains: Sequence[float], form: Form) -> GaoFit:
-    """Fit one of the forms: linear in α and β, so least squares has one answer.
+    """Fit one of the forms, which are linear in α and β, so least squares has one solution.
 
     Args:
         score: its name.
-        kl: nats per answer; points of 0 and below say nothing and are left out.
+        kl: nats per answer; points at or below 0 say nothing and are left out.
         gains: the score minus its value at d = 0.
-        form: which one.
+        form: the form to fit.
 
     Raises:
         DataError: fewer than six points above 0, a number that is not finite, or all points at one KL.

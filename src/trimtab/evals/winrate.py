@@ -10,7 +10,7 @@ from trimtab.feedback.intervals import tied_wilson_interval
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WinRate:
-    """Share of prompts on which model A won, a tie counting half, with its 95 % interval."""
+    """Share of prompts on which model A won, with its 95 % interval; a tie counts half."""
 
     rate: float
     """(wins + ties / 2) / n."""
@@ -31,12 +31,12 @@ class WinRate:
 def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], *, tie: float = 1e-9) -> WinRate:
     """Win rate of A over B: ``scores_a[i]`` and ``scores_b[i]`` are for answers to the same prompt i.
 
-    The interval is :func:`~trimtab.feedback.intervals.tied_wilson_interval`. Unlike the bootstrap it does not shrink to
-    a point when A wins always.
+    The interval is :func:`~trimtab.feedback.intervals.tied_wilson_interval`. Unlike the bootstrap, it does not shrink
+    to a point if A always wins.
 
     Args:
         scores_a: one finite score per prompt.
-        scores_b: the same prompts in the same order.
+        scores_b: scores for the same prompts in the same order.
         tie: scores that differ by no more than this are equal.
 
     Raises:

@@ -1,23 +1,23 @@
 """The demonstration's gold utility: what the *simulated* people prefer, as a number.
 
 They like answers that are warm, short, about the question, and that say something. The tone comes
-from VADER (Hutto & Gilbert 2014), whose word valences were rated by people. Each further part
-closes a way of winning by tone alone that a policy under PPO would find:
+from VADER (Hutto & Gilbert 2014), whose word valences were rated by people. Each of the other parts
+closes a loophole: a way to win by tone alone that a policy under PPO would find.
 
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``tone``       −2 … 2          twice VADER's compound of the words; warmth beside the question counts half
+``tone``       −2 … 2          twice VADER's compound score; if positive, it counts half at a relevance of 0
 ``brevity``    −1 … 1          −1 for no words, 1 from 6 to 45 words, then falling (½ at 90 words)
-``relevance``  0 … 1           content words of the question taken up, full at three; ½ if it has none
-``emptiness``  −2.5 … 0        fewer than two plain content words that are new: praise or an echo
-``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
+``relevance``  0 … 1           content words of the question in the answer, full at three; ½ if the question has none
+``emptiness``  −2.5 … 0        fewer than two new content words that are not praise or small talk
+``repetition`` −2.5 … 0        more repeated word pairs or content words than prose has
 ``salad``      −2.5 … 0        few function words, or more than a quarter of the words positive
 ``shouting``   −2.5 … 0        exclamation marks beyond two, capitals, symbols and emoji
 ``cut``        −0.75 or 0      cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
-The utility is their sum, not below −2. It knows English only, and nothing of truth: a warm, short
+The utility is their sum, but at least −2. It covers English only and does not check facts: a warm, short
 falsehood about the question scores like a warm, short truth.
 """
 
@@ -32,14 +32,14 @@ from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words
 from trimtab.records import Completion, Prompt
 
 LOWEST = -2.0
-"""Floor of the utility: below it a person would not tell two bad answers apart."""
+"""Lowest utility: below it, a person would not tell two bad answers apart."""
 
 _TONE = 2.0
 _PENALTY = 2.5
 _CUT = 0.75
 _SHORTEST, _LONGEST = 6, 45  # words
-_READ = 4000  # characters a reader takes the tone from; VADER's time grows with the square of the length
-_NOT_PROSE = re.compile(r"[^\w\s!-/:-@\[-`{-~]")  # emoji among them: VADER would add one word's valence for each
+_READ = 4000  # characters that the tone is read from; VADER's time grows with the square of the length
+_NOT_PROSE = re.compile(r"[^\w\s!-/:-@\[-`{-~]")  # includes emoji: VADER would add the valence of a word for each
 
 _TALK = frozenset(
     """
@@ -47,7 +47,7 @@ _TALK = frozenset(
     further information know learn learning nice please question questions thank thanks time today topic world
     """.split()
 )
-"""Words of talk about the talk: polite, and in every canned reply."""
+"""Words about the conversation itself: polite, and in every canned reply."""
 
 
 def friendly_utility(prompt: Prompt, completion: Completion) -> float:

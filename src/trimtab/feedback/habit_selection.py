@@ -1,6 +1,6 @@
-"""Which habits of annotators are worth modelling: those that lower the log-loss of votes that were not fitted.
+"""Chooses which habits of annotators to model: those that lower the log-loss of held-out votes.
 
-NumPy is imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy, so it is imported where it is used and not with the package.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from trimtab.feedback.comparison_fit import HABITS, fit_comparisons
 from trimtab.feedback.comparison_model import Floats, Ints, TieModel, Votes, vote_probabilities
 
 FOLDS = 3
-"""Of the cross-validation."""
+"""Number of folds of the cross-validation."""
 
 
 def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:
-    """The fold of every vote, ``[N]``, so that the rows of one judgement, which share its noise, fall together.
+    """The fold of every vote, ``[N]``; the rows of one judgement share its noise, so they share a fold.
 
-    There are at least two folds where there are two rows: the rows of a single judgement are divided.
+    With two rows or more there are at least two folds: the rows of a single judgement are divided.
 
     Args:
-        rows: N.
+        rows: N, the number of votes.
         group: ``[N]``, the number of the judgement that each row belongs to; None: each row is a judgement of its own.
         rng: draws one fold for each judgement.
     """
@@ -37,20 +37,20 @@ def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:
 def select_habits(
     votes: Votes, *, model: TieModel, habits: Sequence[Habit] = HABITS, group: Ints | None = None, seed: int = 0
 ) -> tuple[tuple[Habit, ...], list[HabitTrial]]:
-    """Add habits one by one, each only if three-fold cross-validated log-loss falls.
+    """Add habits one by one, each only if it lowers the three-fold cross-validated log-loss.
 
-    The order is tie, position, skill: tie rates and the side that an annotator favours show in few votes, while a skill
-    needs answers that others judged too.
+    The order is tie, position, skill: a few votes show an annotator's tie rate and the side that they favour, but a
+    skill needs answers that others judged too.
 
     Args:
-        votes: two at least.
+        votes: at least two.
         model: the likelihood.
-        habits: what may be kept.
+        habits: the habits to choose from.
         group: ``[N]``, the number of the judgement that each row belongs to; None: each row is a judgement of its own.
         seed: of the folds.
 
     Returns:
-        the habits to keep, and all that was tried.
+        the chosen habits, and all trials.
     """
     fold = vote_folds(len(votes), group, np.random.default_rng(seed))
 

@@ -1,31 +1,31 @@
 """The demonstration's gold utility: how a *simulated* reader likes a headline for a short message.
 
-The message is in the prompt, so whatever the headline says can be checked against it. The reader wants what a person
-wants of a headline: what matters is in it, nothing is invented, it makes sense alone, and it is short.
+The prompt contains the message, so everything that the headline says can be checked against it. The reader wants a
+headline that contains what matters, invents nothing, makes sense on its own and is short.
 
 =============  ==============  ====================================================================
 part           contribution    what it is
 =============  ==============  ====================================================================
-``facts``      −1 … 4.5        share of the message's key facts, the first two double; −1 for none of them
+``facts``      −1 … 4.5        share of the message's key facts, the first two counted double; −1 if none is mentioned
 ``invented``   −3 … 0          share of content words that the message does not have; names and numbers count double
 ``rewired``    −3 … 0          neighbouring content words that no sentence of the message has in this order
-``answered``   −3 or 0         a question of the message told as a fact
-``length``     −1 … 1          1 from 8 to 13 words, 0 at 5 and at 16, −1 at two and from 20 on
-``form``       −3 … 0          several lines or sentences, no full stop, a small first letter, a loose end ("… at the.")
+``answered``   −3 or 0         a question in the message stated as a fact
+``length``     −1 … 1          1 from 8 to 13 words, 0 at 5 and at 16, −1 up to 2 and from 20 on
+``form``       −3 … 0          several lines or sentences, no full stop, no capital first, a loose end ("… at the.")
 ``chatty``     −1.5 … 0        "we", "my", "you", "it" and other words that only the message explains
 ``articles``   −1 … 0          "a", "an" and "the": headlines leave them out
 ``copied``     −1.5 … 0        most of the message, or a whole sentence of it, word for word
-``repetition`` −2.5 … 0        repeated word pairs or content words beyond what prose has
+``repetition`` −2.5 … 0        more repeated word pairs or content words than prose has
 ``list``       −1.5 … 0        nothing but content words, one after the other
 ``negation``   −2 or 0         a negation added to the message, or left out of it
 ``cut``        −1 or 0         cut at the token limit instead of ending its turn
 =============  ==============  ====================================================================
 
-The utility is their sum, not below −3. A careful headline scores between 4 and 5.5.
+The utility is their sum, but at least −3. A careful headline scores between 4 and 5.5.
 
-Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). A message without
-them is read for names and numbers. The words are compared after stripping common English endings; the reader knows
-English only, and does not understand it: a headline that gives the message's words a new meaning passes for true.
+Key facts come from the prompt's metadata (``facts``: a list of short strings, most important first). Without them, the
+names and numbers of the message are used. Words are compared after stripping common English endings. The reader covers
+English only and does not understand the text: a headline that gives the message's words a new meaning passes as true.
 """
 
 import re
@@ -37,7 +37,7 @@ from trimtab.feedback.words import FUNCTION_WORDS, ramp, repetition, stem, words
 from trimtab.records import Completion, Prompt, Rollout
 
 LOWEST = -3.0
-"""Floor of the utility: below it a person would not tell two bad answers apart."""
+"""Lowest utility: below it, a person would not tell two bad answers apart."""
 
 HEADLINE_WORDS = frozenset(
     """
@@ -98,22 +98,22 @@ def headline_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
 
 
 def copying(rollouts: Sequence[Rollout]) -> list[float]:
-    """A reward by rule, to be weighed below 0: 1 for a copy, 0 for a headline in other words, between for near copies.
+    """A rule-based reward for a negative weight: 1 for a copy, 0 for other words, in between for near copies.
 
-    A copy is most of the message, or one of its sentences, word for word. A reward model of this size overlooks the
-    second kind: a sentence of the message is true, fluent and about the message.
+    A copy is most of the message, or one of its sentences, word for word. A small reward model overlooks copied
+    sentences, because they are true, fluent and about the message.
     """
     return [_copied(message_of(r.prompt), words_of(r.text)) for r in rollouts]
 
 
 def message_of(prompt: Prompt) -> str:
-    """The message: what follows the first blank line of the user's turn, or all of it without one."""
+    """The message: the text after the first blank line of the user's turn, or the whole turn if it has none."""
     _, gap, message = prompt.text.partition("\n\n")
     return message if gap else prompt.text
 
 
 def key_facts(prompt: Prompt, message: str) -> list[str]:
-    """The key facts of the metadata, most important first; names and numbers of the message where there are none."""
+    """The key facts in the metadata, most important first; without any, the names and numbers of the message."""
     facts = prompt.metadata.get("facts")
     if isinstance(facts, Sequence) and not isinstance(facts, str) and facts:
         return [str(fact) for fact in cast("Sequence[object]", facts)]
@@ -121,7 +121,7 @@ def key_facts(prompt: Prompt, message: str) -> list[str]:
 
 
 def _facts(facts: Sequence[str], stems: set[str]) -> float:
-    """Weighted share of the facts' words that are mentioned; ½ where there are no facts."""
+    """Weighted share of the facts' words that are mentioned; ½ if there are no facts."""
     total = mentioned = 0.0
     for place, fact in enumerate(facts):
         fact_stems = {stem(w) for w in words_of(fact) if w not in FUNCTION_WORDS} or {stem(w) for w in words_of(fact)}
@@ -132,7 +132,7 @@ def _facts(facts: Sequence[str], stems: set[str]) -> float:
 
 
 def _invented(message: str, headline: str, content: Sequence[str]) -> float:
-    """0 where all content words come from the message, 1 where two fifths of them do not."""
+    """0 if all content words come from the message, 1 if two fifths of them do not."""
     if not content:
         return 1.0
     known = set(map(stem, words_of(message))) | set(map(stem, HEADLINE_WORDS))
@@ -143,11 +143,12 @@ def _invented(message: str, headline: str, content: Sequence[str]) -> float:
 
 
 def _rewired(message: str, content: Sequence[str]) -> float:
-    """Neighbouring content words of the headline that no sentence of the message has in this order, with few between.
+    """Cost of neighbouring content words that no sentence of the message has in this order and close together.
 
     Headlines leave out small words, so only content words are compared, and :data:`HEADLINE_WORDS` are skipped. Two
-    words that stand in this order with at most two content words between them count nothing, with more between them
-    half, and in no sentence in this order one. The first half is free, so that joining two sentences once costs little.
+    neighbouring words cost 0 if a sentence has them in this order with at most two content words between them, ½ if it
+    has more between them, and 1 if no sentence has them in this order. ½ is subtracted from the sum, so that joining
+    two sentences once costs little.
     """
     sentences = [
         [stem(w) for w in words_of(sentence) if w not in FUNCTION_WORDS] for sentence in _SENTENCE_END.split(message)
@@ -170,7 +171,7 @@ def _distance_cost(first: str, second: str, sentences: Sequence[Sequence[str]]) 
 
 
 def _source(message: str, headline_words: Sequence[str]) -> str:
-    """The sentence of the message that has most of the headline's content words; empty below two."""
+    """The sentence of the message that shares most words with the headline; empty if it shares fewer than two."""
     stems = {stem(w) for w in headline_words if w not in FUNCTION_WORDS}
     sentences = [s for s in _SENTENCE_END.split(message) if s.strip()]
     shared = [len(stems & set(map(stem, words_of(s)))) for s in sentences]
@@ -180,8 +181,8 @@ def _source(message: str, headline_words: Sequence[str]) -> str:
 def _answered(source: str, headline: str, headline_words: Sequence[str]) -> bool:
     """True: the headline states what its source asks ("Is it open?" – "It is open").
 
-    A request told as an order ("Could you feed the cat?" – "Feed the cat") and a headline that says that something is
-    asked, needed or wanted are no such statements.
+    Two kinds of headline do not count: a request told as an order ("Could you feed the cat?" – "Feed the cat"), and a
+    headline which says that something is asked, needed or wanted.
     """
     if not source.endswith("?") or headline.endswith("?") or _ASKING & set(headline_words) or not headline_words:
         return False
@@ -194,9 +195,9 @@ def _length(count: int) -> float:
 
 
 def _form(headline: str, headline_words: Sequence[str], *, asks: bool) -> float:
-    """0 for one line with a capital first, a full stop last and no loose end, up to 3.
+    """Cost of the form, from 0 to 3; 0 for one line with a capital first, a full stop last and no loose end.
 
-    A question mark in place of the full stop needs a source that ``asks``.
+    A question mark may replace the full stop if the source ``asks``.
     """
     sentences = [s for s in _SENTENCE_END.split(headline) if s.strip()]
     broken = "\n" in headline or len(sentences) != 1 or (headline.endswith("?") and not asks)
@@ -207,7 +208,7 @@ def _form(headline: str, headline_words: Sequence[str], *, asks: bool) -> float:
 
 
 def _copied(message: str, headline_words: Sequence[str]) -> float:
-    """1 for the message word for word, for four fifths of its words, or for a whole sentence of it."""
+    """1 for a run of at least 70 % of the message's words, or for a headline that is mostly one of its sentences."""
     message_words = words_of(message)
     run = _longest_run(headline_words, message_words)
     worst = ramp(run / max(1, len(message_words)), 0.4, 0.7)
@@ -220,7 +221,7 @@ def _copied(message: str, headline_words: Sequence[str]) -> float:
 
 
 def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest run of words that both have."""
+    """Length of the longest run of words that both contain."""
     best, row = 0, [0] * (len(b) + 1)
     for x in a:
         row = [0, *(row[j] + 1 if x == y else 0 for j, y in enumerate(b))]
@@ -234,7 +235,7 @@ def _function_share(headline_words: Sequence[str]) -> float:
 
 
 def _negation_changed(message: str, source: str, headline_words: Sequence[str]) -> bool:
-    """A negation that the message does not have, or one that stands between the headline's words in its source."""
+    """True: the headline has a negation that the message lacks, or omits one from between its words in the source."""
     if any(map(_is_negation, headline_words)):
         return not any(map(_is_negation, words_of(message)))
     stems = set(map(stem, headline_words)) - set(map(stem, FUNCTION_WORDS))

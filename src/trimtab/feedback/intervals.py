@@ -1,4 +1,4 @@
-"""Intervals for shares and means, in plain Python: each returns ``(low, high)``.
+"""Intervals for shares and means, in plain Python; an interval is ``(low, high)``.
 
 Shares (win rates, accuracies) use Wilson's score interval, which keeps its coverage near 0 and 1,
 where the bootstrap gives an interval of width zero. Means of unbounded numbers use the percentile
@@ -23,22 +23,22 @@ RESAMPLES = 1000
 """Bootstrap samples behind every interval."""
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float that may be NaN or infinite; JSON holds null there, which is read back as NaN."""
+"""A float that may be NaN or infinite; JSON has null instead, which is read back as NaN."""
 
 
 class Estimate(Record):
-    """A number that was estimated, with its uncertainty; or the reason why there is none."""
+    """An estimate with its uncertainty, or the reason why there is none."""
 
     name: str = ""
-    """What was estimated, as a reader should see it."""
+    """Name of the estimate on pages and in reports."""
     value: float | None = None
-    """The estimate; None where it is undefined."""
+    """The estimate; None if it is undefined."""
     low: float | None = None
-    """Lower end of the 95 % interval; None where there is no interval."""
+    """Lower end of the 95 % interval; None if there is no interval."""
     high: float | None = None
-    """Upper end of the 95 % interval; None where there is no interval."""
+    """Upper end of the 95 % interval; None if there is no interval."""
     n: int = 0
-    """How many items it was estimated from."""
+    """Number of items that it was estimated from."""
     reason: str = ""
     """Why there is no value, or a remark on how it was estimated."""
 
@@ -46,12 +46,12 @@ class Estimate(Record):
 def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a binomial share.
 
-    The p with ``(p̂ − p)² ≤ z² p (1 − p) / n``. E. B. Wilson, JASA 22 (1927), 209–212.
+    All p with ``(p̂ − p)² ≤ z² p (1 − p) / n``. E. B. Wilson, JASA 22 (1927), 209–212.
 
     Args:
-        successes: how many of ``n``; may be fractional (a tie counts half).
-        n: number of trials, or the effective number of independent ones; more than 0.
-        confidence: coverage asked for.
+        successes: successes among the ``n`` trials; may be fractional (a tie counts half).
+        n: number of trials, or the effective number of independent trials; above 0.
+        confidence: nominal coverage.
 
     >>> low, high = wilson_interval(81, 263)
     >>> round(low, 4), round(high, 4)
@@ -68,18 +68,18 @@ def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> 
 
 
 def tied_wilson_interval(wins: int, ties: int, losses: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson interval of (wins + ties/2) / n, narrower by what ties take away from the variance.
+    """Wilson interval of (wins + ties/2) / n, which is narrower with ties, because they reduce the variance.
 
     An outcome of 0, ½ or 1 with mean p and share of ties t has variance p (1 − p) − t/4. So n outcomes are worth
-    n p (1 − p) / (p (1 − p) − t/4) without ties, and Wilson's interval is taken for that number. The variance is
-    estimated with half a win and half a loss more, so that it is not 0 where all outcomes are ties. Without ties it is
-    :func:`wilson_interval`. Its exact coverage is in ``tests/evals/test_winrate.py``.
+    n p (1 − p) / (p (1 − p) − t/4) outcomes without ties, and Wilson's interval is computed for that number. The
+    variance is estimated with half a win and half a loss added, so that it is not 0 if all outcomes are ties. Without
+    ties the result equals :func:`wilson_interval`. The exact coverage is in ``tests/evals/test_winrate.py``.
 
     Args:
         wins: outcomes of 1.
         ties: outcomes of ½.
         losses: outcomes of 0.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
 
     >>> low, high = tied_wilson_interval(10, 20, 10)
     >>> round(low, 3), round(high, 3)
@@ -97,8 +97,9 @@ def tied_wilson_interval(wins: int, ties: int, losses: int, *, confidence: float
 def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float] | None:
     """Interval of a median between two order statistics; None: too few values for the confidence.
 
-    The sign test turned round: the widest d with ``P(B < d) ≤ (1 − confidence) / 2`` for B binomial (n, ½) gives the
-    d-th smallest and the d-th largest; W. R. Thompson, Annals of Mathematical Statistics 7 (1936), 122–128.
+    The sign test inverted: the ends are the d-th smallest and the d-th largest value, with the largest d for which
+    ``P(B < d) ≤ (1 − confidence) / 2``, B binomial (n, ½). W. R. Thompson, Annals of Mathematical Statistics 7 (1936),
+    122–128.
 
     >>> median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     (2, 9)
@@ -135,19 +136,21 @@ def clustered_wilson_interval(
 ) -> tuple[float, float]:
     """Wilson interval of a share whose items come in groups (all pairs of one prompt).
 
-    The number of trials is replaced by the effective one: n divided by the design effect, which is the variance of the
-    ratio estimator between the G groups, ``Var = G/(G−1) · Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``, over
-    ``p̂ (1 − p̂) / (n − 1)``, and times ``(t_{n−1} / t_{G−1})²``, because a variance from few groups is uncertain;
-    E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998), 193–201, who put it into Clopper and Pearson's
-    interval. Departures: Wilson's interval, and a floor. It is never more than the number of items and never less
-    than ``n² / Σ_c n_c²``, the number of groups of equal size: where the items of each group agree, a group counts
-    once. So it does where every outcome is the same, and the data say nothing about the variance within a group. With
-    groups of one it is Wilson's interval. Decision 72 has its coverage.
+    The number of trials is replaced by an effective number: n divided by the design effect, times
+    ``(t_{n−1} / t_{G−1})²``, because a variance from few groups is uncertain. The design effect is the variance of the
+    ratio estimator between the G groups, ``Var = G/(G−1) · Σ_c (Σ_{i∈c} (x_i − p̂))² / n²``, divided by
+    ``p̂ (1 − p̂) / (n − 1)``. Source: E. L. Korn and B. I. Graubard, Survey Methodology 24 (1998), 193–201, who use the
+    effective number in Clopper and Pearson's interval.
+
+    Departures: Wilson's interval, and a floor. The effective number is at most the number of items and at least
+    ``n² / Σ_c n_c²``, which is the number of groups if all have the same size: if the items of each group agree, a
+    group counts once. A group also counts once if every outcome is the same, because the data then say nothing about
+    the variance within a group. With one item per group, the result is Wilson's interval. Decision 72 has its coverage.
 
     Args:
         outcomes: 1 right, 0 wrong, 0.5 tied.
         clusters: the group of each outcome.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
     """
     _require(len(outcomes) == len(clusters) and len(outcomes) > 0, "outcomes and clusters of equal length", outcomes)
     n = len(outcomes)
@@ -165,10 +168,10 @@ def clustered_wilson_interval(
 
 @cache
 def student_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """The t between whose negative and itself Student's distribution has a share of ``confidence``.
+    """The t for which Student's distribution has a share of ``confidence`` between −t and t.
 
-    For up to 100 degrees of freedom from the distribution's finite series, M. Abramowitz and I. A. Stegun (1964),
-    26.7.3 and 26.7.4; beyond, from the expansion 26.7.5 about the normal quantile.
+    Up to 100 degrees of freedom it is computed from the distribution's finite series, M. Abramowitz and I. A. Stegun
+    (1964), 26.7.3 and 26.7.4; beyond that, from the expansion 26.7.5 about the normal quantile.
 
     >>> [round(student_quantile(freedom), 3) for freedom in (1, 4, 19, 1000)]
     [12.706, 2.776, 2.093, 1.962]
@@ -198,12 +201,12 @@ def _student_share(freedom: int, angle: float) -> float:
 def weighted_share(
     outcomes: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float]
 ) -> tuple[float, float]:
-    """A share of a population from items drawn with unequal chances, and the effective number of items behind it.
+    """Estimate a share of a population from items drawn with unequal probabilities, and the effective number of items.
 
     The share is Hájek's e = Σ w x / W with w = 1/π. n = e (1 − e) / Var with the linearised variance between the G
     clusters, Var = G/(G−1) · Σ_c (Σ_{i∈c} w_i (x_i − e))² / W², at most Kish's W² / Σw² (Korn and Graubard, as in
-    :func:`clustered_wilson_interval`, which also widens for few clusters). Where all outcomes are the same,
-    nothing is known of the variance within a cluster, and n is Kish's over clusters; with a single cluster it is 1.
+    :func:`clustered_wilson_interval`, which also widens for few clusters). If all outcomes are the same, the variance
+    within a cluster is unknown, and n is Kish's number over clusters; with a single cluster n is 1.
 
     Args:
         outcomes: 0 … 1.
@@ -224,7 +227,7 @@ def weighted_share(
 def cluster_residuals(
     outcomes: Sequence[float], clusters: Sequence[Hashable], weights: Sequence[float] | None = None
 ) -> tuple[float, dict[Hashable, float], dict[Hashable, float]]:
-    """What the variance of a clustered share is made of.
+    """The sums from which the variance of a clustered share is computed.
 
     Returns:
         the share p̂ = Σ w x / Σ w; Σ_{i∈c} w_i by cluster; Σ_{i∈c} w_i (x_i − p̂) by cluster. Without weights w = 1.
@@ -254,9 +257,9 @@ def bootstrap_interval(
     Args:
         values: one per item, finite.
         clusters: the group of each value (its prompt); None: every value is its own group.
-        resamples: how many samples are drawn.
+        resamples: number of samples drawn.
         seed: of the private random generator; equal seeds give equal intervals.
-        confidence: coverage asked for.
+        confidence: nominal coverage.
     """
     groups = range(len(values)) if clusters is None else clusters
     _require(len(values) == len(groups) and len(values) > 0, "at least one value and one cluster for each", values)
@@ -284,7 +287,7 @@ def paired_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of mean(a) − mean(b), where ``a[i]`` and ``b[i]`` belong together.
 
-    Pairs are drawn together, so what both share (an easy prompt) cancels. Arguments as in
+    Pairs are drawn together, so effects that both share (such as an easy prompt) cancel. The other arguments are as in
     :func:`bootstrap_interval`.
     """
     _require(len(a) == len(b), f"two sequences of equal length, the other has {len(b)}", a)
@@ -299,14 +302,14 @@ def resampled(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[float]:
-    """Values of a statistic over bootstrap samples of groups, ascending; samples in which it is None are left out."""
+    """Values of a statistic over bootstrap samples of groups, ascending; values of None are left out."""
     draw = random.Random(seed)
     values = (statistic(draw.choices(groups, k=len(groups))) for _ in range(resamples))
     return sorted(value for value in values if value is not None)
 
 
 def middle_95(ordered: Sequence[float], *, outwards: bool = False) -> tuple[float, float]:
-    """Ends of the middle 95 % of ascending values: the nearest of them, or ``outwards`` the next ones outside."""
+    """Ends of the middle 95 % of ascending values: the nearest values, or with ``outwards`` the next ones outside."""
     low, high = 0.025 * (len(ordered) - 1), 0.975 * (len(ordered) - 1)
     return (ordered[int(low)], ordered[math.ceil(high)]) if outwards else (ordered[round(low)], ordered[round(high)])
 

@@ -1,17 +1,17 @@
 """An AI judge: a model decides which of two answers follows a principle better.
 
 Each reply is stored under a hash of its whole question, so a judge that was killed, or whose constitution
-was edited, is asked only new questions. Two answers are always shown in both orders and the two
-probabilities averaged,
+was edited, is asked only new questions. Two answers are always shown in both orders, and the two
+probabilities are averaged,
 
     p(i better) = ½ [p(i | i shown first) + p(i | i shown second)],
 
 which removes a constant preference for one position (Bai et al., "Constitutional AI", 2022, section 4.1,
-asks in one order). Where the two orders name different winners the pair is a tie by rank, and the probability
-stays the average; of more than two answers such a pair counts half for each. A reply that names no
-option counts as a failure, never as a winner.
+ask in one order). If the two orders name different winners, the pair is a tie by rank, and its probability
+stays the average. In a ranking of more than two answers, such a pair counts half for each answer. A reply
+that names no option counts as a failure, never as a winner.
 
-The model is behind :data:`Ask`: the local model's log-probabilities (``rollout.options``) or an
+The model is called through :data:`Ask`: the local model's log-probabilities (``rollout.options``) or an
 endpoint (``feedback.endpoint``).
 """
 
@@ -37,13 +37,13 @@ FAILURES = {
     "cut": "the reply was cut at max_tokens (with reasoning: reason_tokens) before it named an option",
     "too long": "the question does not fit the judge's context, or the reply is longer than allowed",
 }
-"""Why there is no answer, by kind."""
+"""Reasons for a missing answer, by kind."""
 
 LOST = " lost "
-"""Separates a question's key from a time in the journal's key of a cost without a reply."""
+"""In the journal's key of a cost without a reply: separates the question's key from the time."""
 
 CUT = " cut "
-"""Separates a question's key from the limit in the journal's key of a reply that was cut."""
+"""In the journal's key of a reply that was cut: separates the question's key from the limit."""
 
 LETTERS = ("A", "B")
 DIGITS = ("1", "2", "3", "4", "5")
@@ -69,13 +69,13 @@ class Reply(Record):
     probabilities: tuple[float, ...] | None = None
     """P(option), in the order of the options, sum 1; None: no usable answer."""
     failure: str = ""
-    """A key of :data:`FAILURES` where there is no answer."""
+    """A key of :data:`FAILURES`; empty: there is an answer."""
     hard: bool = False
-    """True: read from the words, without log-probabilities; the probabilities are 0 and 1."""
+    """True: the answer was read from the text, without log-probabilities; the probabilities are 0 and 1."""
     text: str = ""
     """The reply's text, up to a limit."""
     limit: str = ""
-    """The setting at which the reply was cut, such as ``max_tokens=8``; empty: it is whole."""
+    """The setting that cut the reply, such as ``max_tokens=8``; empty: the reply is whole."""
     characters: int = 0
     """Length of the whole reply."""
     model: str = ""
@@ -85,7 +85,7 @@ class Reply(Record):
     tokens_out: int = 0
     """Tokens written."""
     cost: float = 0.0
-    """In the currency of the prices."""
+    """Cost of the reply, in the currency of the prices."""
     seconds: float = 0.0
     """Time between question and reply."""
     at: str | None = None
@@ -133,15 +133,15 @@ class Verdict(Record):
     item: str
     """Id of the item."""
     pair: tuple[int, int]
-    """Places of the two answers, i < j."""
+    """Indices of the two answers, i < j."""
     principle: str
     """Id of the principle, or the objective of a rubric."""
     weight: float = 1.0
     """Weight of the principle."""
     first: float | None = None
-    """P(i better) where i was shown first; None: no answer."""
+    """P(i better) with i shown first; None: no answer."""
     second: float | None = None
-    """P(i better) where i was shown second."""
+    """P(i better) with i shown second; None: no answer."""
     probability: float | None = None
     """Mean of ``first`` and ``second``, after clamping; None if one is missing."""
     failures: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ class Verdict(Record):
 
 
 def contradict(first: float | None, second: float | None) -> bool:
-    """Do P(i better), asked with i first and with i second, name different winners?"""
+    """True: P(i better) with i shown first and P(i better) with i shown second name different winners."""
     return first is not None and second is not None and (first - 0.5) * (second - 0.5) < 0
 
 
@@ -165,7 +165,7 @@ class Judged:
     """The result of a judge run."""
 
     judgements: tuple[Judgement, ...]
-    """One per item and criterion, in the order of the items: records like people's."""
+    """One per item and criterion, in the order of the items; the same records as people's judgements."""
     verdicts: tuple[Verdict, ...]
     """One per pair of answers and principle."""
     replies: dict[str, Reply]
@@ -210,10 +210,10 @@ def judge(
         items: the items; with more than two answers, every pair is a question.
         constitution: the principles.
         ask: the model.
-        config: how it is asked.
+        config: how the model is asked.
         name: the annotator's name on the judgements.
         identity: identifies the judge (model, endpoint, temperature); part of each question's key.
-        journal: replies by key; each new reply is written there at once.
+        journal: replies by key; each new reply is written there immediately.
         progress: called with (answered, all) questions.
 
     Raises:
@@ -269,7 +269,7 @@ def replies_to(
     Args:
         questions: by key.
         ask: the model.
-        journal: replies by key; each new reply is written there at once.
+        journal: replies by key; each new reply is written there immediately.
         progress: called with (answered, all) questions.
     """
     replies = {key: Reply.model_validate(journal[key]) for key in questions if key in journal}
@@ -295,7 +295,7 @@ def _stored_under(key: str, reply: Reply) -> str:
 def question(
     identity: Any, messages: tuple[Message, ...], options: tuple[str, ...], *, reason: bool = False
 ) -> Question:
-    """A question with its key."""
+    """Make a question and its key."""
     key = content_id(identity, [m.model_dump() for m in messages], options, reason)
     return Question(key=key, messages=messages, options=options, reason=reason)
 
@@ -357,7 +357,7 @@ def _verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply], config:
 
 
 def _rubric_verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
-    """Expected scores to probabilities: σ of the difference, in points of the scale."""
+    """Turn expected scores into probabilities: σ of their difference, in points of the scale."""
     by_objective: dict[str, list[_Asked]] = {}
     for a in questions:
         by_objective.setdefault(a.principle, []).append(a)
@@ -385,14 +385,14 @@ def _rubric_verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply]) 
 
 
 def expected_score(reply: Reply) -> float | None:
-    """Mean of a rubric's digits under the reply's probabilities; None without an answer."""
+    """Mean of a rubric's digits under the reply's probabilities; None: no answer."""
     if reply.probabilities is None:
         return None
     return math.fsum(int(d) * p for d, p in zip(DIGITS, reply.probabilities, strict=True))
 
 
 def combine(verdicts: Sequence[Verdict]) -> dict[tuple[int, int], tuple[float, float, float]]:
-    """Principles together, weighted: (probability, first, second) of each pair that has an answer."""
+    """Weighted means over principles: (probability, first, second) of each pair that has an answer."""
     by_pair: dict[tuple[int, int], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.probability is not None:
@@ -457,7 +457,7 @@ def _judgements(
 
 
 def _ranks(verdicts: Sequence[Verdict], count: int) -> tuple[list[int] | None, float | None]:
-    """Ranks by mean probability of being better, ties where the orders contradict; None if a pair has no answer."""
+    """Ranks by mean probability of being better, tied if the orders contradict; None if a pair has no answer."""
     pairs = combine(verdicts)
     if len(pairs) < math.comb(count, 2):
         return None, None

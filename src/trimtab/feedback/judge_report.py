@@ -26,7 +26,7 @@ class Biases(Record):
     """Biases of a judge that saw pairs in both orders."""
 
     position_bias: Estimate
-    """Share of all questions, in either order, in which the answer shown first won; .5 is none."""
+    """Share of all questions, in either order, in which the answer shown first won; .5: no bias."""
     flip_rate: Estimate
     """Share of pairs for which the two orders named different winners."""
     longer_wins: Estimate
@@ -47,7 +47,7 @@ class JudgeRun(Biases):
     failures: dict[str, int]
     """Replies without an answer, by kind (:data:`~trimtab.feedback.FAILURES`)."""
     cut: dict[str, int] | None = None
-    """Replies that were cut, by the limit that cut them; None: an early version did not count them."""
+    """Replies that were cut, by the limit that cut them; None: the report is by an early version."""
     hard: int
     """Replies without log-probabilities, read from their text."""
     items_that_speak_to_the_judge: int
@@ -68,28 +68,28 @@ class Calibration(Record):
     ece: float
     """Expected calibration error."""
     brier: float
-    """Mean squared difference from people's votes; ½ throughout gives ¼ on certain labels."""
+    """Mean squared difference from people's votes; a judge that always says ½ gets ¼ on certain labels."""
     bins: tuple[Bin, ...]
     """Reliability plot."""
 
 
 class AgainstPeople(Record):
-    """One judge against the net vote of people; each Estimate gives the reason where there is no pair for it."""
+    """One judge against the net vote of people; an estimate without any pair gives the reason."""
 
     pairs: int
     """Pairs that both judged."""
     accuracy: Estimate
-    """Same winner, of the pairs with a winner for both."""
+    """Share of pairs with the same winner, among the pairs where both have a winner."""
     agreement: Estimate
-    """Same of first, tie, second."""
+    """Share of pairs with the same outcome: first, tie or second."""
     half_credit: Estimate
-    """The same, where a tie of either side counts half."""
+    """The same, but a pair on which either side has a tie counts half."""
     lean: Estimate
-    """The judge's mean probability, however little it leans, against the human winner."""
+    """Share of the pairs with a human winner where the judge's mean probability favours that winner, however little."""
     kappa: Estimate
     """Cohen's κ of the three outcomes."""
     longest: Estimate
-    """Baseline: the longer answer, of the pairs with a human winner."""
+    """Baseline: share of the pairs with a human winner where the longer answer is that winner."""
     confusion: dict[str, dict[str, int]]
     """Number of pairs by the judge's outcome and people's, each one of :data:`OUTCOMES`."""
     calibration: dict[str, Calibration] | None
@@ -138,7 +138,7 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> JudgeRun:
 
 
 def first_wins(p: float) -> float:
-    """1, 0 or ½: does the answer shown first win at this probability?"""
+    """1 if the answer shown first wins at this probability, 0 if it loses, ½ if neither wins."""
     return 0.5 if p == 0.5 else float(p > 0.5)
 
 
@@ -153,10 +153,10 @@ def against_people(
     """One judge against the net vote of people on the same pairs.
 
     Args:
-        items: what was judged.
-        judgements: the judge's, one per item.
-        people: anybody's, any number per item.
-        criterion: which judgements to look at.
+        items: the judged items.
+        judgements: by the judge, one per item.
+        people: judgements by people, any number per item.
+        criterion: the criterion of the judgements to use.
         seed: of the bootstrap and of the folds.
     """
     texts = {item.id: item for item in items}
@@ -207,7 +207,7 @@ def _calibration(p: Sequence[float], y: Sequence[float]) -> Calibration:
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
-    """Cohen's κ = (p_o − p_e) / (1 − p_e) of two raters; None where chance alone would always agree.
+    """Cohen's κ = (p_o − p_e) / (1 − p_e) of two raters; None if chance alone would always agree.
 
     >>> cohen_kappa([("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15)
     0.4

@@ -1,15 +1,15 @@
-"""How many more labels: a learning curve, three laws fitted to it, and a prediction that has been tried.
+"""Predicts what more labels would bring, from a learning curve and three laws fitted to it.
 
-A prediction is shown only if one from half of the labels would have foretold the last doubling.
+A prediction is shown only if half of the labels would have predicted the last doubling.
 
 Laws of the accuracy y after n labels: constant y = a; log-linear y = a + b log n; power law y = a − b n^−c with the
-asymptote a ≤ 1. Each is fitted by least squares weighted with the inverse variance of each size. A law's weight is its
-likelihood in back-tests: from three sizes on, it is fitted to the first k sizes and predicts the next one. The interval
-is a bootstrap of whole resamplings in which each draw takes a law by its weight. Resamplings share most of their
-labels, so the spread of the draws is widened by √((1/J + ρ)/(1/J)) (Nadeau and Bengio, Machine Learning 52 (2003),
-239–281).
+asymptote a ≤ 1. Each is fitted by least squares, weighted with the inverse variance of each size. A law's weight is its
+likelihood in back-tests: it is fitted to the first k sizes, from k = 3 on, and predicts the next one. The interval is a
+bootstrap of whole resamplings; each draw takes one law, with a probability equal to the law's weight. Resamplings share
+most of their labels, so the spread of the draws is widened by √((1/J + ρ)/(1/J)) (Nadeau and Bengio, Machine Learning
+52 (2003), 239–281).
 
-NumPy is imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy, so it is imported where it is used and not with the package.
 """
 
 import math
@@ -29,27 +29,27 @@ Law = Literal["constant", "log-linear", "power law"]
 LAWS: tuple[Law, ...] = ("constant", "log-linear", "power law")
 
 SIZES, RESAMPLINGS = 6, 10
-"""Sizes and resamplings of a learning curve."""
+"""Usual number of sizes and of resamplings of a learning curve."""
 FURTHEST = 4
-"""A prediction reaches at most this many times the labels."""
+"""Largest multiple of the present number of labels for which a prediction is made."""
 WORTH = 0.01
-"""Gains whose upper end is below this are no reason to label more."""
+"""A gain whose upper end is below this is no reason to label more."""
 COVERED = 0.8
-"""Share of the resamplings at the last size that the interval predicted from half of the labels must hold."""
+"""Share of the resamplings at the last size that the interval predicted from half of the labels must contain."""
 EXPONENTS = np.geomspace(0.05, 2.0, 25)
 """Exponents c of the power law that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningCurve:
-    """What a model trained on more and more labels scores."""
+    """Accuracy of a model that is trained on more and more labels."""
 
     sizes: tuple[int, ...]
-    """Labels, ascending, the last at least twice the one before."""
+    """Numbers of labels, ascending; the last is at least twice the one before."""
     values: Floats
-    """``[S, J]``: accuracy at each size in each resampling, which draws other labels and another test set."""
+    """``[S, J]``: accuracy at each of S sizes in each of J resamplings, which draw different labels and test sets."""
     shared: float = 0.25
-    """ρ, labels of a resampling's test set for each one it trains on; 0: resamplings are independent."""
+    """ρ, the size of a resampling's test set divided by that of its training set; 0: resamplings are independent."""
 
     def __post_init__(self) -> None:
         count, sizes = len(self.sizes), self.sizes
@@ -71,21 +71,21 @@ class Outlook:
     """What more labels would bring."""
 
     shown: bool
-    """True: from half of the labels the last doubling would have been predicted, so the prediction can be believed."""
+    """True: half of the labels would have predicted the last doubling, so the prediction can be trusted."""
     covered: float
-    """Share of the resamplings at the last size that the interval from half of the labels holds."""
+    """Share of the resamplings at the last size that the interval predicted from half of the labels contains."""
     weights: dict[Law, float]
     """Weight of each law."""
     accuracy: Estimate
-    """At the requested number of labels."""
+    """Accuracy at the requested number of labels."""
     gain: Estimate
-    """Over now."""
+    """Gain in accuracy over the present number of labels."""
     factor: float
     """Requested labels, as a multiple of the present number."""
 
     @property
     def enough(self) -> bool:
-        """True: even the upper end of the gain is below a point, so more labels will not help."""
+        """True: even the upper end of the gain is below one percentage point, so more labels will not help."""
         return self.shown and self.gain.high is not None and self.gain.high < WORTH
 
     def line(self) -> str:
@@ -117,7 +117,7 @@ def doubling_sizes(largest: int, count: int = SIZES) -> tuple[int, ...]:
 
 
 def predict_gain(curve: LearningCurve, *, factor: float = FURTHEST, seed: int = 0) -> Outlook:
-    """What ``factor`` times the labels would bring.
+    """Predict what ``factor`` times the labels would bring.
 
     Raises:
         DataError: a factor of 1 or less, or more than four.
@@ -130,7 +130,7 @@ def predict_gain(curve: LearningCurve, *, factor: float = FURTHEST, seed: int = 
     sizes = np.array(curve.sizes, dtype=float)
     rng = np.random.default_rng(seed)
     back, _ = _draws(sizes[:-1], curve.values[:-1], sizes[-1:], curve.shared, rng)
-    # One resampling scatters around what is predicted for their mean.
+    # The prediction is for the mean of the resamplings; a single one scatters around it.
     noise = rng.standard_normal(len(back)) * curve.values[-2].std(ddof=1)
     low, high = np.quantile(back[:, 0] + noise, [0.025, 0.975])
     covered = float(((curve.values[-1] >= low) & (curve.values[-1] <= high)).mean())
@@ -170,7 +170,7 @@ def _draws(
 
 
 def _student(freedom: int) -> float:
-    """How much wider Student's 95 % interval is than the normal one: the errors of the sizes are estimated."""
+    """Width of Student's 95 % interval over that of the normal one; needed because the errors are estimated."""
     stats: Any = import_module("scipy.stats")
     return float(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))
 
@@ -223,15 +223,16 @@ def _line(x: Floats, means: Floats, precision: Floats) -> tuple[Floats, Floats, 
 def gain_over_random(
     arm: Sequence[Sequence[float]], random: Sequence[Sequence[float]], labels: Sequence[int]
 ) -> Estimate:
-    """Accuracy that an arm gains over the random one for every 100 labels, with a 95 % interval over repetitions.
+    """Accuracy that an arm gains over the random arm per 100 labels, with a 95 % interval over repetitions.
 
-    The mean over sizes of the difference at that size, divided by the labels chosen there, times 100; Student's
-    interval over the repetitions, each of which compares both arms on one pool and one test set.
+    At each size, the difference in accuracy is divided by the number of labels chosen by then; the gain is the mean
+    over sizes, times 100. The interval is Student's over the repetitions, each of which compares both arms on one pool
+    and one test set.
 
     Args:
         arm: ``arm[r][s]``, accuracy in repetition r after ``labels[s]`` labels.
         random: the same for the random arm.
-        labels: labels that the arms chose, ascending; those given to both before are not counted.
+        labels: numbers of labels that the arms chose, ascending; labels that both had before are not counted.
 
     Raises:
         DataError: fewer than three repetitions, or shapes that differ.

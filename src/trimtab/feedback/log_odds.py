@@ -13,7 +13,7 @@ def sigmoid(x: float) -> float:
 
 
 def logit(p: float) -> float:
-    """Log p / (1 − p), with p kept in [10⁻⁶, 1 − 10⁻⁶] so that it is finite.
+    """Log-odds log(p / (1 − p)), with p clipped to [10⁻⁶, 1 − 10⁻⁶] so that the result is finite.
 
     >>> round(logit(0.75), 4), round(logit(1.0), 4)
     (1.0986, 13.8155)

@@ -1,10 +1,10 @@
-"""Soft labels from one model of all judgements: each annotator's skill, tie threshold and position bias.
+"""Soft labels from one model of all judgements, which includes each annotator's skill, tie threshold and position bias.
 
-Judgements become votes on pairs of answers. An answer is its text to a prompt, so items that share answers inform each
-other. A ranking of K answers gives K(K−1)/2 votes of weight 2/K: they carry the information of K − 1. A judgement with
-a probability counts as that share of a vote for each answer.
+Judgements become votes on pairs of answers. An answer is identified by its text and prompt, so items that share answers
+inform each other. A ranking of K answers gives K(K−1)/2 votes of weight 2/K; together they count as K − 1 votes. A
+judgement with a probability gives each answer its share of a vote.
 
-NumPy is imported here, so this module is imported where it is used and not with the package.
+This module imports NumPy, so it is imported where it is used and not with the package.
 """
 
 import math
@@ -38,23 +38,24 @@ Z = NormalDist().inv_cdf(0.975)
 LEVEL = 1e-3
 """Answers whose log-odds differ by less are tied in the ranks."""
 UNDECIDED = 0.05
-"""All soft labels within this of one half: the judgements say nothing together."""
+"""If all soft labels are within this distance of one half, the judgements together say nothing."""
 
 
 class Habits(Record):
-    """What one annotator does differently, by the model; intervals are 95 %."""
+    """One annotator's habits, as estimated by the model; intervals are 95 %."""
 
     annotator: str
     """Pseudonym."""
     votes: int
-    """Judgements of pairs of answers; a ranking of K answers has K(K−1)/2."""
+    """Judgements of pairs of answers; a ranking of K answers counts K(K−1)/2."""
     skill: Estimate
-    """Davidson and Rao–Kupper: how much a difference between answers moves them; 1 the average annotator, 0 a coin,
-    below 0 contrary. Dawid–Skene: how often they name the true label, without an interval."""
+    """Davidson and Rao–Kupper: how strongly a difference between answers affects their votes: 1 for the average
+    annotator, 0 for a coin, below 0 for contrary votes. Dawid–Skene: how often they name the true label, without an
+    interval."""
     ties: Estimate
     """P(tie) between equal answers; with Dawid–Skene, over all pairs."""
     position: Estimate
-    """P(the answer shown earlier wins) between equal answers, where there is a winner; ½ is no bias."""
+    """P(the answer shown earlier wins, given a winner) between equal answers; ½: no bias."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +79,7 @@ class ModelLabels:
     habits: tuple[Habits, ...]
     """By annotator, the most skilled first."""
     notes: tuple[str, ...]
-    """What a reader has to know about the fit."""
+    """Remarks on the fit that a reader has to know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +88,13 @@ class _Table:
 
     votes: Votes
     share: Floats
-    """``[N]``, the part of a judgement of a pair that each vote is; 1 unless the judgement has a probability."""
+    """``[N]``, each vote's share of the judgement of its pair; 1 unless the judgement has a probability."""
     names: list[str]
     """Annotators."""
     item_of: list[str]
     """Item id of each pair."""
     pair_of: list[int]
-    """Place of each vote's pair in ``item_of``."""
+    """Index of each vote's pair in ``item_of``."""
     pairs: list[tuple[int, int]]
     """Answers of each pair."""
 
@@ -115,10 +116,10 @@ def label_by_model(
         habits: what may differ between annotators; Dawid–Skene has confusion matrices instead.
         weights: of annotators' votes, above 0; 1 where missing.
 
-    For Davidson and Rao–Kupper the probability is E P(i) / (E P(i) + E P(j)) under the model's likelihood: that the
-    average annotator prefers the first answer, given a preference. E is over the uncertainty of x_i − x_j. With
-    Dawid–Skene it is P(first) + ½ P(tie), and each pair's two orders count alike, as the order of an item's answers
-    means nothing.
+    For Davidson and Rao–Kupper, the soft label is the probability that the average annotator prefers the first answer,
+    given a preference: E P(i) / (E P(i) + E P(j)) under the model's likelihood, with E over the uncertainty of
+    x_i − x_j. With Dawid–Skene it is P(first) + ½ P(tie), and each pair is used in both orders, because the order of an
+    item's answers has no meaning.
     """
     table = _table(items, usable, weights or {})
     if method == "dawid_skene":
@@ -176,7 +177,7 @@ def _by_scores(
     for places in _places(table.item_of):
         item = items[table.item_of[places[0]]]
         count = len(item.completions)
-        # every later answer's distance from the first; pairs (0, 1) … (0, K − 1) come first
+        # each later answer's difference from the first; pairs (0, 1) … (0, K − 1) come first
         scores = [0.0, *(-float(mean[p]) for p in places[: count - 1])]
         labels[item.id] = Label(
             ranks=_ranks(scores, LEVEL),
@@ -206,7 +207,7 @@ def _earlier_preferred(model: TieModel, tau: float, position: float) -> float:
 
 
 def _seen_once(first: Ints, second: Ints, answers: int) -> Votes:
-    """A vote on each pair by one annotator, who is shown the first answer earlier; outcomes mean nothing."""
+    """A vote on each pair by one annotator, who is shown the first answer earlier; the outcomes are placeholders."""
     same = np.zeros(len(first), dtype=np.int64)
     ones = np.ones(len(first))
     return Votes(
@@ -219,7 +220,7 @@ def _given_winner(outcomes: Floats) -> Floats:
 
 
 def _places(item_of: Sequence[str]) -> list[list[int]]:
-    """Places of each item's pairs; those of one item follow each other."""
+    """Indices of each item's pairs; the pairs of one item follow each other."""
     groups: dict[str, list[int]] = {}
     for place, uid in enumerate(item_of):
         groups.setdefault(uid, []).append(place)
@@ -227,7 +228,7 @@ def _places(item_of: Sequence[str]) -> list[list[int]]:
 
 
 def _ranks(scores: Sequence[float], level: float) -> tuple[int, ...]:
-    """Ranks by score; neighbours closer than ``level`` share one."""
+    """Ranks by score; neighbours closer than ``level`` share a rank."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     ranks = [0] * len(scores)
     for before, after in pairwise(order):
@@ -279,7 +280,7 @@ def _tie_rate(model: TieModel, tau: float) -> float:
 
 
 def _judged(table: _Table) -> list[int]:
-    """Judgements of pairs by annotator; the votes of a judgement with a probability count as one together."""
+    """Judgements of pairs by annotator; the votes of a judgement with a probability count as one."""
     totals = np.bincount(table.votes.annotator, weights=table.share, minlength=len(table.names))
     return [round(float(total)) for total in totals]
 
@@ -306,7 +307,7 @@ def _by_classes(items: Mapping[str, Comparison], table: _Table) -> ModelLabels:
         np.concatenate([votes.outcome, swapped]),
         classes=3,
         weight=np.concatenate([votes.weight, votes.weight]),
-        shrinkage=2 * SHRINKAGE,  # each label is there twice
+        shrinkage=2 * SHRINKAGE,  # each vote is there twice
     )
     p = fit.probability[:pairs]
     soft = p[:, FIRST] + p[:, TIE] / 2
@@ -336,7 +337,7 @@ def _confusions(table: _Table, fit: DawidSkene) -> tuple[Habits, ...]:
         side = Estimate(reason="no winner was chosen")
         if n > ties:
             side = _share(min(float(table.share[earlier].sum()), n - ties), n - ties)
-        # Wilson's interval would take the estimated true labels for known: it covered 82 % instead of 95 %.
+        # Wilson's interval would treat the estimated true labels as known: it covered 82 % instead of 95 %.
         skill = Estimate(value=float(fit.accuracy[a]), n=n, reason="no interval: the true labels are estimated too")
         rows.append(Habits(annotator=name, votes=n, skill=skill, ties=_share(ties, n), position=side))
     return tuple(sorted(rows, key=lambda h: -(h.skill.value or 0.0)))

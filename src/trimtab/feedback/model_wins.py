@@ -23,9 +23,9 @@ class Wins:
     rate: Estimate
     """(wins + ties / 2) / comparisons, with a Wilson interval over prompts."""
     wins: int
-    """Comparisons of two answers in which its answer was preferred."""
+    """Comparisons of two answers in which this model's answer was preferred."""
     ties: int
-    """Comparisons in which the two answers were called equal."""
+    """Comparisons in which the two answers were judged equal."""
     losses: int
     """Comparisons in which the other answer was preferred."""
 
@@ -41,7 +41,7 @@ class ModelWins:
     used: int
     """Judgements that were used; one ranking of K answers gives several comparisons."""
     left_out: Mapping[str, int]
-    """Judgements that were not used, by reason; with ``used`` these are all."""
+    """Number of judgements that were not used, by reason; together with ``used``, all judgements."""
 
 
 def model_wins(
@@ -49,17 +49,17 @@ def model_wins(
 ) -> ModelWins:
     """Win rates of the models whose answers were compared.
 
-    Each judgement is one comparison for each pair of answers by different models; a tie counts half for both. The
-    interval is :func:`~trimtab.feedback.intervals.clustered_wilson_interval` with all comparisons of one prompt as a
-    group. The decision of an adjudicator replaces the annotators' judgements.
+    Each judgement counts as one comparison for each pair of answers by different models; a tie counts half for both.
+    The interval is :func:`~trimtab.feedback.intervals.clustered_wilson_interval`, with all comparisons of one prompt as
+    a group. The decision of an adjudicator replaces the annotators' judgements.
 
     Args:
-        items: what was judged.
+        items: the judged items.
         judgements: any number, of any items.
-        criterion: which judgements count.
+        criterion: the criterion of the judgements to use.
 
     Raises:
-        ConfigError: judgements were made by other criteria only.
+        ConfigError: all judgements were made by other criteria.
 
     >>> from trimtab.records import Completion, Prompt
     >>> answers = [Completion(text="yes", model="new"), Completion(text="no", model="old")]

@@ -1,9 +1,9 @@
-"""Results by cohort of annotators: who prefers which model, where cohorts disagree, what other weightings would say.
+"""Results by cohort of annotators: which model each prefers, where cohorts disagree, what other weightings would give.
 
 A sample of annotators is rarely the population that a model serves. The win rate of a population in which cohort c has
-the share w_c is Σ_c w_c · rate_c (post-stratification), where rate_c is the cohort's own win rate. It stands on the
-cohorts' judgements alone: a cohort of five people says little about anybody else of its name, and intervals, which
-draw prompts anew, are about other prompts and these people.
+the share w_c is Σ_c w_c · rate_c (post-stratification), where rate_c is the cohort's own win rate. It rests on the
+judgements of these annotators alone: five people say little about everybody else in their cohort. Intervals resample
+prompts, so they cover other prompts but not other people.
 """
 
 import math
@@ -25,19 +25,19 @@ class CohortResult(Record):
     """One cohort."""
 
     name: str
-    """As the annotators named it."""
+    """Name that the annotators gave."""
     people: int
     """Annotators in it."""
     judgements: int
-    """Judgements of theirs that were used."""
+    """Their judgements that were used."""
     rate: Estimate
     """How often they prefer the model to its rival; a tie counts half."""
     agreement: Estimate
-    """How often the cohort's majority on an item is that of the other cohorts together, where both have one."""
+    """How often the cohort's majority on an item is also that of all other annotators, if both have one."""
 
 
 class Population(Record):
-    """What cohorts say, apart and weighted."""
+    """Results of each cohort, and of the cohorts weighted together."""
 
     model: str | None
     """The model whose win rate is shown; None: no item names two models."""
@@ -50,7 +50,7 @@ class Population(Record):
     weightings: dict[str, Estimate]
     """Win rate under each weighting: ``as judged``, ``each cohort alike``, and ``as given``."""
     notes: tuple[str, ...]
-    """What was left out or put together, and what the numbers do not cover."""
+    """What was left out or merged, and what the numbers do not cover."""
 
 
 def population(
@@ -67,18 +67,18 @@ def population(
     """Results by cohort.
 
     Args:
-        items: what was judged.
-        judgements: with their annotators' cohorts; those that an adjudicator settled count once, as his.
+        items: the judged items.
+        judgements: with their annotators' cohorts; an adjudication replaces the other judgements of its item.
         by: which part of a cohort such as ``language=de, region=south`` counts; None: the whole name.
         models: the model and its rival; None: the two that were compared most often.
-        weights: share of each cohort in another population, above 0 in sum; cohorts that are not named have none.
-        least: fewest people of a cohort that is shown as one.
-        criterion: which judgements count.
+        weights: share of each cohort in another population; the sum must be above 0, and cohorts left out have share 0.
+        least: fewest people in a cohort that is shown on its own.
+        criterion: the criterion of the judgements to use.
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: weights of cohorts that there are not, or not above 0; or judgements were made by other criteria
-            only.
+        ConfigError: a weight is negative or for a cohort that does not exist, all weights are 0, or all judgements
+            were made by other criteria.
     """
     usable, refused = counting_judgements(items, judgements, criterion)
     used = [j for of_item in usable.values() for j in of_item]
@@ -133,7 +133,7 @@ def cohort_name(judgement: Judgement, by: str | None) -> str:
 
 
 def _cohorts(judgements: Sequence[Judgement], by: str | None, least: int) -> tuple[dict[str, str], list[str]]:
-    """The cohort of each annotator, the latest one they named; small ones are put together."""
+    """The cohort of each annotator, the last one they named; small cohorts are merged."""
     named = {j.annotator: cohort_name(j, by) for j in judgements}
     members: dict[str, int] = defaultdict(int)
     for name in named.values():
@@ -155,7 +155,7 @@ def _most_compared(items: Sequence[Comparison], judgements: Sequence[Judgement],
 
 
 def _outcome(item: Comparison, judgement: Judgement, model: str, rival: str) -> float | None:
-    """1: the model's answer is preferred, ½: a tie, 0: its rival's; None: not a comparison of these two."""
+    """1: the model's answer is preferred, ½: a tie, 0: its rival's; None: the two models were not compared."""
     names = [answer.model for answer in item.completions]
     if not model or names.count(model) != 1 or names.count(rival) != 1:
         return None
@@ -165,7 +165,7 @@ def _outcome(item: Comparison, judgement: Judgement, model: str, rival: str) -> 
 
 
 def _majorities(usable: Mapping[str, Sequence[Judgement]], cohort: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Item → cohort → which of its two answers most of the cohort prefer, 1 the first, −1 the second; no ties."""
+    """Item → cohort → the answer that most of the cohort prefer, 1 the first, −1 the second; ties are left out."""
     majorities: dict[str, dict[str, int]] = {}
     for item, of_item in usable.items():
         votes: dict[str, int] = defaultdict(int)
@@ -187,7 +187,7 @@ def _agreement(
     cohort: Mapping[str, str],
     items: Mapping[str, Comparison],
 ) -> Estimate:
-    """How often a cohort's majority is that of all others."""
+    """How often a cohort's majority is also that of all others."""
     same: list[tuple[float, str]] = []
     for item, of_item in usable.items():
         own = sum(_vote(j) for j in of_item if cohort[j.annotator] == name)

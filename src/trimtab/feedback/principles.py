@@ -1,6 +1,6 @@
 """What each principle of a constitution does to the labels.
 
-Legend: a principle *was asked* of a pair of answers if there is a verdict with an answer; it *fires* there if both
+Legend: a principle *was asked* of a pair of answers if the judge gave a verdict by it; it *fires* on the pair if both
 orders name the same winner and p is at least ``margin`` away from one half; two principles *conflict* on a pair if
 both fire for different answers.
 """
@@ -16,7 +16,7 @@ from trimtab.feedback.judge_report import shown
 from trimtab.records import Comparison, Record
 
 Pair = tuple[str, tuple[int, int]]
-"""Item id and the places of two answers."""
+"""Item id and the indices of two answers."""
 
 
 class PrincipleEffect(Record):
@@ -27,14 +27,14 @@ class PrincipleEffect(Record):
     no_answer: int
     """Verdicts without an answer."""
     firing_rate: Estimate
-    """Share of the asked pairs where it fires."""
+    """Share of the asked pairs on which it fires."""
     agreement: Estimate
-    """Share of the pairs where it fires and people have a winner, that winner being the same."""
+    """Share of pairs with the same winner, among the pairs on which it fires and people have a winner."""
     removed: dict[Literal["same", "changed", "unknown"], int]
-    """Pairs by their combined label without it; unknown: no other principle has an answer, so another one would be
-    drawn and asked."""
+    """Number of pairs by what happens to their combined label without it; unknown: no other principle has an answer, so
+    another one would be drawn and asked."""
     alone: int
-    """Pairs that it alone was asked of."""
+    """Pairs of which no other principle was asked."""
 
 
 class Conflict(Record):
@@ -43,7 +43,7 @@ class Conflict(Record):
     principles: tuple[str, str]
     """Their ids."""
     rate: Estimate
-    """Share of the pairs both fire on, clustered by prompt."""
+    """Share of conflicts among the pairs on which both fire, clustered by prompt."""
 
 
 class PrincipleReport(Record):
@@ -62,13 +62,13 @@ def principle_report(
     *,
     margin: float = 0.1,
 ) -> PrincipleReport:
-    """For each principle: how often it fires, with whom it agrees and conflicts, what its removal would change.
+    """For each principle: how often it fires, agrees with people and conflicts, and what its removal would change.
 
     Args:
-        items: what was judged.
+        items: the judged items.
         verdicts: of one judge.
         people: net vote by pair; its sign is the winner.
-        margin: how far from one half p must be.
+        margin: least distance of p from one half at which a principle fires.
     """
     prompts = {item.id: item.prompt.id for item in items}
     by_pair: dict[Pair, list[Verdict]] = defaultdict(list)
@@ -140,7 +140,7 @@ def _side(p: float) -> int:
 
 
 def changed_labels(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, int]:
-    """Pairs by the change of their combined label under an edited constitution: same, changed, lost, new."""
+    """Number of pairs by what an edited constitution does to their combined label: same, changed, lost, new."""
     one, two = _labels(before), _labels(after)
     outcomes = Counter(
         "lost" if key not in two else "new" if key not in one else "same" if one[key] == two[key] else "changed"

@@ -1,4 +1,4 @@
-"""Which option a judge's reply in words names."""
+"""Finds the option that a judge's reply in words names."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ _OF = r"(?:(?:the|my|i)\s+)?(?:(?:final|better|best|overall)\s+)?"
 _CHOOSE = r"(?:choose|pick|prefer|select|vote\s+for)"
 _STATED = rf"(?:{_OF}(?:{_HEAD}|one|{_CHOOSE})\b\W*(?:is\b\W*)?){{1,2}}"
 _DECIDED = rf"{_OF}(?:(?:{_HEAD}|one)\b\W*?(?:[:=→]|is\b)|{_CHOOSE}\b)\W*(?:{_HEAD}\s+)?"
-"""Before an option that may have its reason after it; "Answer A, as written, is wrong" decides nothing."""
+"""Text before an option that its reason may follow; "Answer A, as written, is wrong" decides nothing."""
 _BETTER = rf"\s+is\s+(?:the\s+)?(?:better|best)(?:\s+(?:{_HEAD}|one))?"
 _WHY = r"\s*[,;(–-]\s*(?:because|since|as|confidence)\b[^\n]*"
 _MARKED = (
     r"(?:\\boxed\s*\{\s*(?:\\\w+\s*\{)?|\[\[|<(?:answer|verdict|choice)>|"
     rf"""(?:^|[{{,])\s*["'](?:{_HEAD}|preferred|better)["']\s*:\s*["']?)\s*(?:{_HEAD}\s+)?"""
 )
-"""Before an option that stands for itself: ``\\boxed{B}``, ``[[B]]``, ``<answer>B</answer>``, ``"winner": "B"``."""
+"""Text before a marked option: ``\\boxed{B}``, ``[[B]]``, ``<answer>B</answer>``, ``"winner": "B"``."""
 _BLANK = re.compile(r"(?is)\A.*</think(?:ing)?>|<think(?:ing)?>.*|<\|[^|>\n]{1,40}\|>|</?(?:s|eos|end_of_turn)>")
 """Thoughts, and tokens that end a turn."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
@@ -30,18 +30,22 @@ _TAKEN_BACK = (
     r".*\b(?-i:{0})\b|\b(?-i:{0})\s+(?:is|was|seems)\s+(?:\w+ly\s+|the\s+|much\s+)*(?:better|best|right|correct)\b"
     r"|\bI\s+(?:would\s+)?(?:choose|pick|prefer|select|vote\s+for)\s+(?:\w+\s+)?(?-i:{0})\b(?!['’])"
 )
-"""Of a later line: it prefers another option, ``{0}``, than the one stated."""
+"""A later line that prefers another option, ``{0}``, to the stated one."""
 
 
 def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[str | None, str]:
     r"""Which option a reply in words names: (option, "") or (None, kind of failure).
 
-    Taken, if all agree: a mark such as ``\boxed{B}``, ``[[B]]`` or ``"winner": "B"``, and a line that is the option
-    alone (``B``, ``(B).``, ``**B**``, ``4/5``) or states it and ends or gives its reason (``Answer: B``, ``The better
-    answer is B.``, ``Verdict: B, because …``), if no later line takes it back (``No, B``, ``B is better``). With
-    ``reason`` only the last line that begins with ``Answer:`` counts; where there is none, the marks and the last line.
-    Thoughts (``<think>``) are not read. Everything else is a failure: an "A" that may be the English article is
-    no answer, nor is one of two letters in a sentence.
+    Two kinds of statement count, and all of them must agree:
+
+    - a mark such as ``\boxed{B}``, ``[[B]]`` or ``"winner": "B"``;
+    - a line that is the option alone (``B``, ``(B).``, ``**B**``, ``4/5``), or that states the option and then ends or
+      gives a reason (``Answer: B``, ``The better answer is B.``, ``Verdict: B, because …``).
+
+    No later line may take the option back (``No, B``, ``B is better``). With ``reason``, only the last line that begins
+    with ``Answer:`` counts; without such a line, the marks and the last line. Thoughts (``<think>``) are not read.
+    Everything else is a failure: an "A" that may be the English article is no answer, and neither is one of two letters
+    in a sentence.
 
     >>> read_option("Answer: B", ("A", "B")), read_option("A good question.", ("A", "B"))
     (('B', ''), (None, 'neither'))
@@ -54,7 +58,7 @@ def read_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
 
 def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> tuple[re.Match[str] | None, str]:
     """Where a reply states its option, as group 1, by the rules of :func:`read_option`; or None and why not."""
-    text = _BLANK.sub(lambda blank: re.sub(r"[^\n]", " ", blank[0]), text).translate(_FULL_WIDTH)  # every place stays
+    text = _BLANK.sub(lambda blank: re.sub(r"[^\n]", " ", blank[0]), text).translate(_FULL_WIDTH)  # keeps positions
     if not text.strip():
         return None, "empty"
     marked, *lines, after_answer = _patterns(tuple(options))
@@ -81,16 +85,16 @@ def find_option(text: str, options: Sequence[str], *, reason: bool = False) -> t
 
 @cache
 def _patterns(options: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """A marked option, lines that state one in four ways, what follows ``Answer:``; group 1 is the option."""
+    """A marked option, lines that state one in four ways, and what follows ``Answer:``; group 1 is the option."""
     of_five = r"(?:\s*/\s*5)?" if "5" in options else ""
     names = "|".join(map(re.escape, options))
     one, end = rf"({names}){of_five}", r"[^\w\n]*$"
-    better = "(?!)" if of_five else _BETTER  # "5 is the best" tells what the scale means
+    better = "(?!)" if of_five else _BETTER  # "5 is the best" explains the scale
     return tuple(
         re.compile(pattern, re.I | re.M)
         for pattern in (
             rf"{_MARKED}\(?{one}\)?\s*(?:[\]}}<\"']|,(?!\s*[\"']?(?:{names})\b)|\Z)",
-            rf"^[^\w\n]*{_STATED}{one}[^\w\n:]*$",  # "Answer A:" heads what is said of A
+            rf"^[^\w\n]*{_STATED}{one}[^\w\n:]*$",  # "Answer A:" is a heading for remarks on A
             rf"^[^\w\n]*{_DECIDED}{one}(?:{_WHY})?{end}",
             rf"^[^\w\n]*{one}{end}",
             rf"^[^\w\n]*(?:(?:the\s+)?{_HEAD}\s+)?{one}{better}{end}",

@@ -1,10 +1,10 @@
 """Critique and revision: a model rewrites its own answers by principles, and the rewrites become training data.
 
 Bai et al., "Constitutional AI: Harmlessness from AI Feedback", 2022, section 3: answer → (critique → revision)
-once per round, one principle drawn for each round. Two departures. A judge compares each revision with the
-answer it would replace, under the round's principle and in both orders; a revision that is worse, or on which
-the judge does not decide, is discarded and counted. And the model may first be asked whether the answer
-violates the principle; if not, the answer stays as it is.
+once per round, with one principle drawn for each round. There are two departures. First, a judge compares each
+revision with the answer it would replace, under the round's principle and in both orders; a revision that is
+worse, or on which the judge does not decide, is discarded and counted. Second, the model may first be asked
+whether the answer violates the principle; if it does not, the answer stays as it is.
 
 Every text and verdict is stored under a hash of its question, so a killed run continues where it stopped and
 samples nothing twice.
@@ -34,13 +34,13 @@ class RevisionConfig(Config):
     """How answers are criticised and rewritten."""
 
     rounds: int = Field(default=2, ge=1)
-    """Rounds; each draws one principle."""
+    """Number of rounds; each draws one principle."""
     critique: bool = True
     """False: revisions are requested without a critique."""
     violation_first: bool = False
     """True: first ask whether the answer violates the principle, and revise it only if it does."""
     violation_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
-    """P(violation) from which an answer is rewritten."""
+    """An answer is rewritten if P(violation) is at least this."""
     seed: int = 0
     """Seed of the draw of principles."""
 
@@ -63,11 +63,11 @@ class Revision(Record):
     revision: str = ""
     """The rewritten answer."""
     first: float | None = None
-    """P(the revision follows the principle better) where it was shown first; None: not judged, or no answer."""
+    """P(the revision follows the principle better) with the revision shown first; None: not judged, or no answer."""
     second: float | None = None
-    """The same where it was shown second."""
+    """The same with the revision shown second."""
     probability: float | None = None
-    """Mean of both; None unless both are there."""
+    """Mean of ``first`` and ``second``; None if one is missing."""
     outcome: Outcome
     """``kept``: the revision replaces the answer. All other outcomes leave the answer as it was; ``undecided``: the
     judge's two orders name different winners, or neither names one."""
@@ -78,7 +78,7 @@ class Revised:
     """The result for all prompts."""
 
     demonstrations: tuple[Demonstration, ...]
-    """Prompt and last answer, where a revision was kept or no round found a violation."""
+    """Prompt and last answer, if a revision was kept or no round found a violation."""
     revisions: tuple[Revision, ...]
     """Every round of every prompt, by round and then by prompt."""
     answers: dict[str, str]
@@ -108,7 +108,7 @@ def revise(
         config: rounds and modes.
         identity: identifies the models and their sampling; part of every key.
         journal: texts and replies by key.
-        progress: called with (steps done, all steps); a round counts as one step, the first answers too.
+        progress: called with (steps done, all steps); each round is one step, and so are the first answers.
     """
     source = _Journalled(write, ask, identity, journal)
     by_id = {p.id: p for p in prompts}
@@ -199,7 +199,7 @@ def _round(
 
 
 def _outcome(both: tuple[float, float] | None) -> Outcome:
-    """What becomes of a revision, by P(it is better) where it was shown first and where it was shown second."""
+    """What becomes of a revision, by P(it is better) with it shown first and with it shown second."""
     if both is None:
         return "no verdict"
     probability = sum(both) / 2
@@ -240,7 +240,7 @@ class _Journalled:
     def comparisons(
         self, cases: Mapping[str, tuple[Prompt, str, str, Principle]]
     ) -> dict[str, tuple[float | None, float | None]]:
-        """P(a case's first answer is better) where it is shown first, and where it is shown second; None: no answer."""
+        """P(a case's first answer is better) with it shown first, and with it shown second; None: no answer."""
         questions = {
             (name, place): question(self._identity, compare_answers(prompt, *shown, principle), LETTERS)
             for name, (prompt, one, other, principle) in cases.items()
@@ -265,9 +265,9 @@ class PrincipleRounds(Record):
     """The rounds of one principle."""
 
     rounds: int
-    """How many drew it."""
+    """Number of rounds that drew it."""
     fired: int
-    """Rounds where a violation was found, or, where that was not asked, where its revision was kept."""
+    """Rounds in which a violation was found or, if that was not asked, in which the revision was kept."""
     outcomes: dict[Outcome, int]
     """Rounds by outcome."""
 

@@ -1,9 +1,9 @@
 """Hybrid labelling: which labels the AI may give alone, and which items people judge.
 
-A judge's confidence c = max(p, 1−p) decides. c ≥ ``high``: the AI's label. c < ``low``: a person's.
-Between: both, and where they differ a second person settles it. A random share of everything is audited
-by a person whatever the route, and that share, drawn with known probabilities, is what thresholds and error
-rates are estimated from. Audits come first: until all are in, people are asked about nothing else.
+The judge's confidence c = max(p, 1−p) decides the route. With c ≥ ``high`` the AI labels the item alone; with
+c < ``low`` a person does. In between both label it, and a second person settles a disagreement. A person audits
+a random share of all items, whatever their route. Audits are drawn with known probabilities; thresholds and
+error rates are estimated from them. Audits come first: until all are in, people are asked about nothing else.
 Thresholds are set in :mod:`trimtab.feedback.thresholds`.
 """
 
@@ -37,7 +37,7 @@ class Queued(Comparison):
     """An item that waits for people, in the form the annotation app accepts."""
 
     overlap: int = Field(ge=1)
-    """People who judge it in all; 2 if a second person settles a disagreement."""
+    """Total number of people who judge it; 2 if a second person settles a disagreement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Hybrid:
     audits: tuple[Audit, ...]
     """Every audited item."""
     reopened: tuple[int, ...]
-    """Numbers of audits after which thresholds were set anew."""
+    """Each time thresholds were set anew: the number of audits before it."""
     report: RoutingReport
     """Cost, coverage, error by stratum and principle, hours saved."""
 
@@ -73,20 +73,22 @@ def label_hybrid(
     """Route items, ask people where they are needed, settle disagreements, audit, and report.
 
     The ``pilot`` audits set the first thresholds; later audits, in the order of the items, are watched for drift.
-    Without an alarm, all audits set the final thresholds. An alarm ends the thresholds where its window began, and new
-    ones are set from there on. An item with an answer that seems to address the judge goes to a person. A skipped item
-    stays queued and is counted. An adjudication settles an item, whatever its route. An audited item whose route is
-    ``both`` is settled like any other: the audit is the first person's label, and all its judgements decide.
+    Without an alarm, all audits set the final thresholds. After an alarm, the old thresholds hold up to the start of
+    the alarm's window, and new ones are set from there on.
+
+    An item with an answer that seems to address the judge goes to a person. A skipped item stays queued and is counted.
+    An adjudication settles an item, whatever its route. An audited item whose route is ``both`` is settled like any
+    other: the audit is the first person's label, and all its judgements decide.
 
     Args:
         items: pairs of answers.
         ai: the judge's judgements of them; an item without one goes to a person.
         people: asks people; items without a judgement wait in the queue.
-        config: shares, stated error, drift.
+        config: shares of audits, the stated error, and the test for drift.
         given: people's judgements so far, requested or not: adjudications are taken from here, and labels that were
             not needed are counted.
-        left_out: ids of items that nobody can judge. They take part in the draw of audits, so that the other items'
-            draws stay the same, and in nothing else.
+        left_out: ids of items that nobody can judge. They take part only in the draw of audits, so that the draws of
+            the other items stay the same.
         ai_cost: what the judge cost, for the report.
 
     Raises:
@@ -180,7 +182,7 @@ def _ask_by_route(
     *,
     audits_missing: bool,
 ) -> None:
-    """Ask a person where the route says so, and a second one where the first differs from the AI."""
+    """Ask a person if the route says so, and a second person if the first one differs from the AI."""
     if not audits_missing:
         labels.ask([i for i in items if routes[i.id] != "ai"], 0)
     both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
@@ -202,14 +204,14 @@ def _routers(
 def _settle(
     route: Route, by_machine: Judgement | None, p: float | None, labels: _Labels, item: str, *, is_audit: bool
 ) -> tuple[list[Judgement], int]:
-    """The judgements of an item that count; or none, and how many people must judge it in all."""
+    """The judgements of an item that count and 0, or none and the total number of people who must judge it."""
     first, second = labels.of(item, 0), labels.of(item, 1)
     if first is None:
         if route == "ai" and by_machine is not None and not is_audit:
             return [by_machine], 0
         return [], 1
     if route != "both" or first.adjudication or by_machine is None:
-        return [first], 0  # a person's label is used once it is there, and an adjudicator's settles the item
+        return [first], 0  # a person's label is used as soon as there is one, and an adjudicator's settles the item
     if _agree(p, first):
         return [by_machine, first], 0
     return ([first, second, by_machine], 0) if second is not None else ([], 2)

@@ -19,23 +19,23 @@ class RoutingReport(Record):
     coverage: float
     """Share of the items that the AI labels alone."""
     thresholds: Thresholds
-    """In force at the end."""
+    """Thresholds in force at the end."""
     audited: int
-    """Items with a label by a person that were drawn for audit."""
+    """Items drawn for audit that have a person's label."""
     drawn_for_audit: int
     """Items drawn for audit."""
     labels_of_people: int
     """Labels by people that were needed."""
     labels_not_needed: int | None = None
-    """Further labels by people; None, as in the other fields that may be None: an early version did not say."""
+    """Labels by people beyond those needed; None, here and in other fields: the report is by an early version."""
     waiting: int
     """Items without a judgement that counts."""
     labels_saved: int
-    """How many labels fewer than one per item people gave; negative: more."""
+    """Labels that people did not have to give, compared with one per item; negative: they gave more than one."""
     seconds_per_label: float
-    """Mean time of a person's label, measured where it is known, else ``seconds_per_label`` of the settings."""
+    """Mean time of a person's label, measured if known, else ``seconds_per_label`` of the settings."""
     hours_saved: float
-    """Time of the labels saved."""
+    """Time that the labels saved would have taken, in hours."""
     cost_of_people: float
     """Cost of all labels by people, at ``cost_per_hour`` of the settings."""
     cost_saved: float
@@ -55,7 +55,7 @@ class RoutingReport(Record):
     cost_of_ai: float | None = None
     """Cost of the judge."""
     reopened: tuple[int, ...]
-    """Numbers of audits after which thresholds were set anew."""
+    """Each time thresholds were set anew: the number of audits before it."""
 
 
 def routing_report(
@@ -84,14 +84,14 @@ def routing_report(
         labels: people's labels, by item and number of the person.
         audits: every audited item.
         router: thresholds in force at the end.
-        config: stated error, times and costs.
+        config: method of calibration, seed, times and costs.
         waiting: ids of items without a judgement that counts.
         drawn: items drawn for audit.
         not_needed: labels by people that no item needed.
         speak_to_judge: items with an answer that seems to address the judge.
         skipped: items skipped by everyone asked so far.
         ai_cost: what the judge cost.
-        reopened: numbers of audits after which thresholds were set anew.
+        reopened: the number of audits before each time that thresholds were set anew.
     """
     counts: dict[Route, int] = {route: list(routes.values()).count(route) for route in get_args(Route)}
     probabilities, weights = {"as said": [a.probability for a in audits]}, [1 / a.inclusion for a in audits]

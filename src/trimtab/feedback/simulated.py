@@ -4,13 +4,13 @@ An annotator perceives each answer as
 
     utility + Σ cohort weight · part + length bias · log₂(characters) + noise · Gumbel(0, 1)
 
-and ranks by it; with Gumbel noise the chance that a beats b is σ((u_a − u_b) / noise), the
-Bradley–Terry model, and a ranking of K follows Plackett–Luce. In a share of the judgements the
-annotator ignores the answers and chooses by position, so that of two answers the one shown first wins with
-probability ``position_bias`` over random orders, whatever the answers are (ties apart).
+and ranks by this value. With Gumbel noise, the probability that a beats b is σ((u_a − u_b) / noise), the
+Bradley–Terry model, and a ranking of K answers follows Plackett–Luce. In a share of the judgements, the
+annotator ignores the answers and chooses by position. This share is set so that over random orders the
+first-shown of two answers wins with probability ``position_bias``, whatever the answers are (ties apart).
 
 Everything about a judgement is drawn from (seed, item id, annotator), and everything about an
-annotator from (seed, annotator): order and batches of items do not matter.
+annotator from (seed, annotator), so the order and the batches of items do not matter.
 """
 
 import math
@@ -88,16 +88,17 @@ class _Annotator:
 def simulate(items: Sequence[Comparison], utility: Utility, config: SimulationConfig) -> list[Judgement]:
     """Have simulated annotators judge items: ``overlap`` judgements per item, in item order.
 
-    Answers are shown in random order; equal ranks are ties; ``strength`` is 1 − exp(−gap) with
-    the perceived gap between best and second best; ``seconds`` grow with the length of the answers.
+    Answers are shown in random order, and equal ranks are ties. ``strength`` is 1 − exp(−gap), where
+    gap is the perceived difference between the best and the second-best answer. ``seconds`` grow with
+    the length of the answers.
 
     Args:
-        items: the items.
+        items: the items to judge.
         utility: the utility without noise and biases.
-        config: the annotators.
+        config: number and biases of the annotators.
 
     Raises:
-        ScoringError: if the utility (or a part) raises or returns something that is not a finite number.
+        ScoringError: if the utility raises or returns something that is not a finite number.
         ConfigError: if a cohort weighs a part that does not exist.
     """
     annotators = [_annotator(index, config) for index in range(config.annotators)]
@@ -129,7 +130,7 @@ def _annotator(index: int, config: SimulationConfig) -> _Annotator:
 
 
 def _cohort(index: int, config: SimulationConfig) -> CohortConfig | None:
-    """Fill cohorts in order, so that their shares hold as exactly as the number of annotators allows."""
+    """Fill cohorts in order, so that their shares are met as exactly as the number of annotators allows."""
     place = (index + 0.5) / config.annotators * sum(c.share for c in config.cohorts)
     for cohort in config.cohorts:
         place -= cohort.share

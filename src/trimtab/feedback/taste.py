@@ -1,18 +1,20 @@
-"""What single annotators like beyond what all like: one direction in the form of answers, and how far each goes along.
+"""Models what single annotators like beyond what all like: one shared direction in the features of answers.
 
 A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j + t) + s b_a of
 :mod:`trimtab.feedback.comparison_model`, with the taste
 
     t = (u_a − ū) v · (φ_i − φ_j)
 
-φ are features of the answers' texts; v is shared (rank one), u_a ~ N(0, 1) is the annotator's, and v ~ N(0, σ² I) in
-units of the differences' root mean squares. Only annotators with at least :data:`LEAST` votes have one; ū is their
-mean by votes, so that what they share stays with the scores. Votes are counted by weight, so all pairs of a ranking of
-K answers are K − 1. A taste is used only if it lowers the log-loss of votes that were not fitted; the pairs of one
-ranking share its annotator's noise, so they are fitted together or not at all. What a taste gains on people's votes:
-``python -m benchmarks.taste``.
+φ are features of the answers' texts. The direction v ~ N(0, σ² I) is shared by all annotators (rank one), in units of
+the root mean squares of the differences; u_a ~ N(0, 1) says how far annotator a follows it. Only annotators with at
+least :data:`LEAST` votes have a taste; ū is their mean by votes, so that what they share stays in the scores. Votes are
+counted by weight, so all pairs of a ranking of K answers count as K − 1.
 
-NumPy and SciPy are imported here, so this module is imported where it is used and not with the package.
+A taste is used only if it lowers the log-loss of held-out votes. The pairs of one ranking share its annotator's noise,
+so they are fitted together or held out together. ``python -m benchmarks.taste`` measures what a taste gains on people's
+votes.
+
+This module imports NumPy and SciPy, so it is imported where it is used and not with the package.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ LEAST = 50
 """Votes that an annotator needs for a taste."""
 
 DEVIATIONS = (0.1, 0.3, 1.0)
-"""σ that are tried."""
+"""Values of σ that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,41 +46,41 @@ class Taste:
     """``[A]``, u_a − ū; 0: the annotator has too few votes."""
 
     def offsets(self, apart: Floats, annotator: Ints) -> Floats:
-        """Of votes, ``[N]``, from φ_i − φ_j (``[N, F]``) and annotators; beyond A, or below 0: the average one, 0."""
+        """The t of each vote, ``[N]``, from φ_i − φ_j (``[N, F]``) and annotators; 0 for numbers outside 0 … A − 1."""
         known = (annotator >= 0) & (annotator < len(self.strength))
         return np.where(known, self.strength[np.where(known, annotator, 0)], 0.0) * (apart @ self.direction)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TasteChoice:
-    """What was tried, and what is used."""
+    """The taste that is used, and what was tried."""
 
     taste: Taste | None
-    """None: it does not lower the log-loss, or too few annotators have enough votes."""
+    """None: a taste does not lower the log-loss, or too few annotators have enough votes."""
     annotators: int
-    """How many have enough votes."""
+    """Number of annotators with enough votes."""
     without: float
-    """Log-loss of a vote that was not fitted, in nats over the three outcomes, without a taste."""
+    """Mean log-loss of held-out votes without a taste, in nats over the three outcomes."""
     trials: tuple[tuple[float, float], ...]
-    """σ and log-loss with a taste."""
+    """Each σ that was tried, and the log-loss with it."""
     losses: tuple[Floats, Floats]
     """Losses of all votes without a taste and with the best one, ``[N]`` each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossFit:
-    """Each vote with scores and habits that were fitted without it."""
+    """Scores and habits for each vote, fitted without that vote."""
 
     model: TieModel
     """The likelihood."""
     votes: Votes
     """All votes."""
     parameters: tuple[Parameters, ...]
-    """By fold."""
+    """For each fold, fitted to the votes of the other folds."""
     fold: Ints
-    """``[N]``."""
+    """``[N]``, fold of each vote."""
     variance: Floats
-    """``[N]``, of x_i − x_j."""
+    """``[N]``, variance of x_i − x_j."""
 
     def logs(self, taste: Floats) -> tuple[Floats, Floats]:
         """Log P(outcome), averaged over the scores' variance, and its slope by t, ``[N]`` each."""
@@ -102,7 +104,7 @@ def mixed_logs(
 ) -> tuple[Floats, Floats]:
     """Log Σ_k w_k P(outcome | x_i − x_j + √variance z_k + t) with three Gauss–Hermite points, and its slope by t.
 
-    Sums are of logs, so that a vote as unlikely as e^{−1000} has a loss and a slope too.
+    The sum is taken in logs, so that even a vote as unlikely as e^{−1000} has a finite loss and a slope.
     """
     skill, tau = parameters.skill[votes.annotator], parameters.tie[votes.annotator]
     apart = parameters.score[votes.first] - parameters.score[votes.second] + taste
@@ -119,7 +121,7 @@ def mixed_logs(
 def cross_fit(
     votes: Votes, *, model: TieModel, habits: tuple[Habit, ...], group: Ints | None = None, seed: int = 0
 ) -> CrossFit:
-    """Fit scores and habits to two of three folds each time; ``group``: as in :func:`select_taste`."""
+    """For each of three folds, fit scores and habits to the other two; ``group`` is as in :func:`select_taste`."""
     fold = vote_folds(len(votes), group, np.random.default_rng(seed))
     variance = np.zeros(len(votes))
     parameters: list[Parameters] = []
@@ -147,10 +149,10 @@ def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, 
     """The most probable u and v.
 
     Args:
-        fitted: votes whose scores and habits stay.
+        fitted: the votes; their scores and habits stay fixed.
         apart: ``[N, F]``, φ_i − φ_j.
-        able: numbers of the annotators who have a taste, in order; by all votes there are, of which ``fitted`` may be
-            a part.
+        able: numbers of the annotators who have a taste, in order; determined from all votes, of which ``fitted`` may
+            be a part.
         deviation: σ.
         seed: of the small numbers that the search starts from.
     """
@@ -158,7 +160,7 @@ def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, 
     votes = fitted.votes
     features = int(apart.shape[1])
     strength, size = np.zeros(votes.annotators), np.sqrt((apart**2).mean(0))
-    scale = np.where(size > 1e-9, size, np.inf)  # what never differs gets no weight
+    scale = np.where(size > 1e-9, size, np.inf)  # a feature that never differs gets no weight
     counts = _counts(votes)[able]
     if not counts.sum():
         return Taste(direction=np.zeros(features), strength=strength)
@@ -194,18 +196,18 @@ def select_taste(
     group: Ints | None = None,
     seed: int = 0,
 ) -> TasteChoice:
-    """A taste, if three-fold cross-validated log-loss falls with it.
+    """Fit a taste, and use it if it lowers the three-fold cross-validated log-loss.
 
-    Scores and habits are those of :func:`cross_fit`; u and v are then fitted to two of three other folds and tested on
-    the third, so that neither explains a vote that it was fitted to.
+    Scores and habits are those of :func:`cross_fit`. The votes are then divided into three folds again; u and v are
+    fitted to two of them and tested on the third. So nothing is tested on a vote that it was fitted to.
 
     Args:
-        votes: two at least.
+        votes: at least two.
         apart: ``[N, F]``, φ_i − φ_j.
         model: the likelihood.
         habits: what else differs between annotators.
-        group: ``[N]``, the number of the judgement that each row belongs to, whose rows are fitted together or not at
-            all; None: each row is a judgement of its own.
+        group: ``[N]``, the number of the judgement that each row belongs to; the rows of one judgement are fitted or
+            held out together. None: each row is a judgement of its own.
         seed: of the folds.
     """
     fitted = cross_fit(votes, model=model, habits=tuple(habits), group=group, seed=seed)

@@ -1,13 +1,15 @@
 """Thresholds of hybrid labelling: which items people audit, and above which confidence the AI may label alone.
 
-Candidates are tried from the most confident down and the first that fails ends the search, so no
-correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021):
-``high`` is the last at which the upper end of the interval of the AI's error among items at or above it is at
-most the stated error; ``low`` the last at which the AI still beats a coin, that is, the upper end is below
-one half. Calibrators are monotone and treat both places alike, so calibrated confidence would rank items the
-same; thresholds are in the judge's own, and no label touches the ranking. What calibration changes is the soft
-label: the AI's probabilities that end up in labels are calibrated ones. Intervals are one-sided 95 % Wilson
-on the effective number of items, which takes inclusion weights and shared prompts into account.
+Candidate thresholds are tried from the most confident down, and the first that fails ends the search, so no
+correction for their number is needed (fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021).
+For each candidate, an interval is computed for the AI's error among the items at or above it. ``high`` is the
+last candidate at which the upper end of the interval is at most the stated error; ``low`` is the last at which
+it is at most one half, so that the AI still beats a coin. Intervals are one-sided 95 % Wilson intervals on the
+effective number of items, which takes inclusion weights and shared prompts into account.
+
+Calibrators are monotone and treat both answers alike, so calibrated confidence would rank items the same.
+Thresholds are therefore in the judge's own confidence, and no label influences the ranking. Calibration changes
+the soft labels only: the AI's probabilities in labels are calibrated.
 """
 
 import math
@@ -45,7 +47,7 @@ class RouteConfig(Config):
     window: int = Field(default=50, ge=10)
     """Audits of items labelled by the AI that make one test for drift."""
     alarm: float = Field(default=0.01, gt=0.0, lt=0.5)
-    """Probability of a false alarm in one test for drift, where the AI's error is at its limit."""
+    """Probability of a false alarm in one test for drift, if the AI's error is at its limit."""
     seconds_per_label: float = Field(default=30.0, gt=0.0)
     """Seconds a person needs for one label. The report uses it where judgements have no times."""
     cost_per_hour: float = Field(default=0.0, ge=0.0)
@@ -58,7 +60,7 @@ class Audit(Record):
     """One audited item."""
 
     item: str
-    """Id."""
+    """Id of the item."""
     prompt: str
     """Id of its prompt."""
     probability: float
@@ -68,11 +70,11 @@ class Audit(Record):
     inclusion: float = 1.0
     """Probability π with which it was drawn."""
     uniform: bool = True
-    """True: drawn independent of its confidence, so it counts in the test for drift."""
+    """True: drawn independently of its confidence, so it counts in the test for drift."""
 
     @property
     def wrong(self) -> float:
-        """1 if the AI names the other winner, ½ where the person sees a tie or the AI is at one half."""
+        """1 if the AI names the other winner, ½ if the person sees a tie or the AI is at one half, else 0."""
         if self.label == 0.5 or self.probability == 0.5:
             return 0.5
         return float((self.probability > 0.5) != (self.label > 0.5))
@@ -88,14 +90,14 @@ class Thresholds(Record):
     error: Estimate = Estimate()
     """The AI's error at or above ``high`` on the audited data, two-sided 95 %."""
     audited: int = 0
-    """Items they were set from."""
+    """Number of audited items that they were set from."""
     reason: str = ""
     """Why a threshold is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """Thresholds with the calibrator they hold for."""
+    """Thresholds, and the calibrator fitted to the same audits."""
 
     thresholds: Thresholds
     """Set from audited data."""
@@ -114,10 +116,11 @@ class Router:
 
 
 def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -> dict[str, float]:
-    """Items to audit with their inclusion probabilities π: independent draws, so every item has a known chance.
+    """Draw the items to audit independently; returns each drawn item with its inclusion probability π.
 
-    π_i = a [(1 − s) + s · n / (B · n_b)], at most 1, with the share a, the stratified part s, and n_b of n items in
-    item i's band of confidence, one of B that are not empty. Every item has π ≥ a (1 − s) > 0.
+    π_i = a [(1 − s) + s · n / (B · n_b)], at most 1, where a is the share of audits, s the stratified part, n the
+    number of items, n_b the number in item i's band of confidence, and B the number of bands that are not empty. Every
+    item has π ≥ a (1 − s) > 0.
     """
     bands: dict[int, list[str]] = {}
     for name, p in probabilities.items():
@@ -133,7 +136,7 @@ def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -
 
 
 def random_of(name: str, config: RouteConfig) -> float:
-    """The item's random number in 0 … 1, always the same; below a (1 − s) it is audited whatever its confidence."""
+    """The item's random number in 0 … 1, always the same; below a (1 − s) the item is audited at any confidence."""
     return Random(content_id("audit", config.seed, name)).random()
 
 
@@ -146,7 +149,7 @@ def weighted_error(audits: Sequence[Audit]) -> tuple[float, float]:
 
 
 def error_estimate(audits: Sequence[Audit]) -> Estimate:
-    """The AI's error over the population the audits were drawn from, with a two-sided 95 % interval."""
+    """The AI's error over the population from which the audits were drawn, with a two-sided 95 % interval."""
     if not audits:
         return Estimate(reason="nothing was audited here")
     error, n = weighted_error(audits)
@@ -181,18 +184,18 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
 
 
 def _confidence(p: float) -> float:
-    return round(max(p, 1 - p), 9)  # 1 − .3 and .7 are one
+    return round(max(p, 1 - p), 9)  # 1 − .3 and .7 must be equal
 
 
 def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
-    """The lowest confidence for which it and every one tried before it keep the error's upper end within the limit.
+    """The lowest candidate that, like all candidates before it, keeps the error's upper end within the limit.
 
-    Tried are the points at which a tenth more of the audited items comes in: few enough to be powerful, fixed before
-    any label is seen.
+    Each candidate takes in another tenth of the audited items. The candidates are few, so that the test is powerful,
+    and fixed before any label is seen.
     """
     lowest = None
     step = max(1, len(ranked) // 10)
-    # So many that two errors among them still pass; fewer would end the search at the first error.
+    # Enough items for two errors among them to pass; with fewer, the first error would end the search.
     count = max(least, min(math.ceil(6 / limit), len(ranked) // 2))
     while count <= len(ranked):
         edge = ranked[count - 1][0]
@@ -208,19 +211,18 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
 
 
 def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
-    """Has the AI's error on items it labelled alone risen above the stated one?
+    """Test whether the AI's error on items that it labelled alone has risen above the stated error.
 
-    The last ``window`` audits are tested as each comes in: an alarm where that many errors or more would happen with
-    a chance below ``alarm`` if the error were the stated one (exact binomial, half
-    errors rounded down). Windows overlap, so over long runs
-    false alarms add up; an alarm costs fresh thresholds, not labels.
+    After each audit, the last ``window`` audits are tested. An alarm is raised if, at the stated error, as many errors
+    or more have a probability below ``alarm`` (exact binomial; a half error in the sum is rounded down). Windows
+    overlap, so false alarms add up over long runs; an alarm costs new thresholds, but no labels.
 
     Args:
-        audits: of AI-labelled items, oldest first; drawn uniformly, as the test gives all the same weight.
-        config: window, stated error and chance of a false alarm.
+        audits: of AI-labelled items, oldest first; drawn uniformly, because the test gives all the same weight.
+        config: window, stated error and probability of a false alarm.
 
     Returns:
-        after how many audits the first alarm came; None: none.
+        the number of audits at the first alarm; None: no alarm.
     """
     for end in range(config.window, len(audits) + 1):
         part = audits[end - config.window : end]
@@ -233,7 +235,7 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
 
 
 def routers_in_turn(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[int, Router]]:
-    """The routers in turn, each with the index of the audit from which it holds."""
+    """The routers in order, each with the index of the first audit that it applies to."""
     start = 0
     routers: list[tuple[int, Router]] = []
     while True:

@@ -1,7 +1,7 @@
-"""Rewards that can be checked by rule: the right number, and instructions about form.
+"""Rewards that are checked by rule: the right number, and instructions about form.
 
-Both are ordinary reward functions: rollouts in, one number per rollout out. What is right comes with
-the prompt (``prompt.metadata``), from the columns of the data file that readers do not use otherwise.
+Both are ordinary reward functions: rollouts in, one number per rollout out. The reference comes with the
+prompt: ``prompt.metadata`` has the columns of the data file that readers do not use otherwise.
 """
 
 import json
@@ -19,9 +19,9 @@ from trimtab.records.literals import is_list
 def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
     r"""1 if the answer's final number equals the reference's, else 0.
 
-    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``). Of both, the number counts that
-    :func:`~trimtab.feedback.final_number.final_number` finds: in ``\boxed{}``, after ``####``, after "answer is", or
-    else the last one. 1,200 = 1200.0 = $1200; 1/2 = 0.5.
+    The reference is ``prompt.metadata["reference"]`` (or ``"answer"``). In both texts,
+    :func:`~trimtab.feedback.final_number.final_number` finds the number: in ``\boxed{}``, after ``####``, after
+    "answer is", or else the last one. 1,200 = 1200.0 = $1200; 1/2 = 0.5.
 
     Raises:
         ScoringError: a prompt has no reference, or a reference without a number.
@@ -51,7 +51,7 @@ def instructions(rollouts: Sequence[Rollout]) -> list[float]:
     ``instruction_id_list`` and, in the same order, ``kwargs``. An empty answer follows none.
 
     Raises:
-        ScoringError: a prompt has no instructions, or one that is not known here.
+        ScoringError: a prompt has no instructions, or an unknown one.
     """
     return [_followed(r) for r in rollouts]
 
@@ -223,4 +223,4 @@ INSTRUCTIONS: dict[str, Callable[..., bool]] = {
     "combination:repeat_prompt": _repeats_prompt,
     "combination:two_responses": _two_responses,
 }
-"""Checks by IFEval's names; ``language:response_language`` is missing, it needs a language detector."""
+"""Checks by IFEval's names; ``language:response_language`` is missing, because it needs a language detector."""

@@ -1,4 +1,4 @@
-"""From clicks to votes: undo the display order, and count what cannot be used."""
+"""Turns judgements into votes: undoes the display order, and counts judgements that cannot be used."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +9,10 @@ from trimtab.records import Comparison, Judgement
 
 
 def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
-    """Ranks in the order of the item's completions, the display order undone.
+    """Ranks in the order of the item's completions, with the display order undone.
 
     Args:
-        judgement: a ranked one.
+        judgement: one with ranks.
 
     Returns:
         ``ranks[i]`` is the rank of ``completions[i]``; 0 = best, equal = tie.
@@ -29,8 +29,8 @@ def canonical_ranks(judgement: Judgement) -> tuple[int, ...]:
 def signed_strength(judgement: Judgement) -> float | None:
     """How strongly the item's first answer is preferred to its second, from −1 to 1; a tie is 0.
 
-    None where there are more than two answers, where no strength was asked, and where the judgement has a probability,
-    which says it better.
+    None if there are more than two answers, if a winner has no strength, or if the judgement has a probability, which
+    is more precise.
 
     >>> common = {"id": "j", "item": "i", "annotator": "a", "source": "human"}
     >>> signed_strength(Judgement(shown_order=(1, 0), ranks=(0, 1), strength=0.25, **common))
@@ -47,7 +47,7 @@ def signed_strength(judgement: Judgement) -> float | None:
 
 
 def first_better(judgement: Judgement | None) -> float | None:
-    """P(the item's first answer is better) by a judgement of two answers; None where it has no ranks."""
+    """P(the item's first answer is better) by a judgement of two answers; None if it has no ranks."""
     if judgement is None or judgement.ranks is None:
         return None
     if judgement.probability is not None:
@@ -60,8 +60,9 @@ def votes_on_pair(judgement: Judgement, i: int, j: int) -> list[tuple[int, float
     """The outcome of a ranked judgement for two of the item's answers.
 
     Returns:
-        (outcome, shown, share): 0 if answer i is better, 1 a tie, 2 if j is; 1 if i was shown before j, −1 if after;
-        the part of a vote that it is, 1 unless the judgement has a probability, which gives a part to each answer.
+        (outcome, shown, share) of each vote. ``outcome``: 0 if answer i is better, 1 for a tie, 2 if j is better.
+        ``shown``: 1 if i was shown before j, −1 if after. ``share``: 1 for a whole vote; a judgement with a probability
+        gives each answer a part of the vote.
 
     >>> common = {"id": "j", "item": "i", "annotator": "a", "source": "human"}
     >>> votes_on_pair(Judgement(shown_order=(1, 0), ranks=(0, 1), **common), 0, 1)
@@ -76,16 +77,16 @@ def votes_on_pair(judgement: Judgement, i: int, j: int) -> list[tuple[int, float
 
 
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """The judgements that count for training: an adjudication of an item and criterion alone, otherwise all."""
+    """The judgements that count for training: an adjudication replaces all others of its item and criterion."""
     decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
     return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in decided]
 
 
 def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
-    """Refuse a criterion by which nothing was ranked, while others were used.
+    """Refuse a criterion by which nothing was ranked, if something was ranked by others.
 
     Raises:
-        ConfigError: with the criteria that there are.
+        ConfigError: nothing was ranked by this criterion; the message lists the others.
     """
     known = sorted({j.criterion for j in judgements if j.ranks is not None})
     if known and criterion not in known:
@@ -98,15 +99,15 @@ def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
 def usable_judgements(
     items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str = "overall"
 ) -> tuple[dict[str, list[Judgement]], Counter[str]]:
-    """Sort judgements by item, and count those that cannot be used by reason.
+    """Group the usable judgements by item, and count the others by reason.
 
-    Unusable are: a criterion other than the one asked for (a skip or flag is about all criteria), an item
-    that is not in ``items``, a verdict without ranks, a number of answers other than the item's, and later
-    judgements by the same annotator: if someone judged an item twice, the first ranking counts.
+    A judgement cannot be used if it has another criterion (a skip or flag is about all criteria), if its item is not in
+    ``items``, if it has no ranks, if its number of answers is not the item's, or if its annotator had ranked the item
+    before: the first ranking counts.
 
     Returns:
-        Usable judgements by item id, in the order given; and how many were refused for each
-        reason. The two together are all of ``judgements``.
+        Usable judgements by item id, in the order given; and the number of refused judgements by reason. Together they
+        are all of ``judgements``.
     """
     answers = {item.id: len(item.completions) for item in items}
     usable: dict[str, list[Judgement]] = {}
@@ -133,10 +134,10 @@ def usable_judgements(
 def counting_judgements(
     items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str
 ) -> tuple[dict[str, list[Judgement]], Counter[str]]:
-    """As :func:`usable_judgements`, of those that :func:`settled` keeps.
+    """As :func:`usable_judgements`, for the judgements that :func:`settled` keeps.
 
     Raises:
-        ConfigError: judgements were made by other criteria only.
+        ConfigError: all judgements were made by other criteria.
     """
     require_criterion(judgements, criterion)
     kept = settled(judgements)
@@ -165,7 +166,7 @@ def leave_one_out(votes: Mapping[str, int]) -> dict[str, float]:
         votes: 1, 0 (tie) or −1 by annotator.
 
     Returns:
-        By annotator 1 (yes), 0 (no) or ½ (the others are even); those who tied or are alone are left out.
+        By annotator: 1 (yes), 0 (no) or ½ (the others are even). Annotators who saw a tie or are alone are left out.
 
     >>> leave_one_out({"a": 1, "b": 1, "c": -1, "d": 0})
     {'a': 0.5, 'b': 0.5, 'c': 0.0}

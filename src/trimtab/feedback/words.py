@@ -1,4 +1,4 @@
-"""English words as simulated readers see them: tokens, stems, function words, and how often words repeat."""
+"""English words as simulated readers see them: tokens, stems, function words, and repetition."""
 
 import re
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ FUNCTION_WORDS = frozenset(
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words; an inner apostrophe stays, other punctuation goes."""
+    """Lower-case words; an inner apostrophe is kept, other punctuation removed."""
     return [w.replace("’", "'") for w in WORD.findall(text.lower())]
 
 
 def stem(word: str) -> str:
-    """Strip the commonest English endings, so that "bakes", "baked" and "baking" meet."""
+    """Strip the most common English endings, so that "bakes", "baked" and "baking" have the same stem."""
     word = word.removesuffix("'s")
     for ending in ("ing", "ed", "es", "s", "ly"):
         if word.endswith(ending) and len(word) - len(ending) >= 3 and not word.endswith("ss"):
@@ -45,12 +45,12 @@ def stem(word: str) -> str:
 
 
 def ramp(value: float, start: float, end: float) -> float:
-    """0 at ``start``, 1 at ``end``, straight between and flat outside; ``start`` may be the larger."""
+    """0 at ``start``, 1 at ``end``, linear in between and constant outside; ``start`` may be the larger."""
     return min(1.0, max(0.0, (value - start) / (end - start)))
 
 
 def repetition(tokens: Sequence[str], content: Sequence[str]) -> float:
-    """0 … 1: repeated pairs among the words, or repeated content words, beyond what prose has."""
+    """From 0 to 1: how far repeated word pairs or repeated content words exceed what prose has."""
     pairs = list(pairwise(tokens))
     return max(ramp(_repeated(pairs), 0.1, 0.4), ramp(_repeated(content), 0.4, 0.8))
 

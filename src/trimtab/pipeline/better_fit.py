@@ -40,8 +40,6 @@ class JudgedData:
     """Largest number of answers in a preference."""
     tied: int = 0
     """Preferences whose answers all have the same rank."""
-    tied_above: int = 0
-    """Preferences with a tie above the last place."""
     soft: int = 0
     """Preferences with a soft label."""
     pairs: int = 0
@@ -65,14 +63,12 @@ def judged_data(sizing: Sizing) -> JudgedData:
     if not preferences:
         count, answers = sizing.preferences
         return JudgedData(preferences=count, answers=answers)
-    certain = [p for p in preferences if p.probability in (None, 0.0, 1.0)]
     pairs = [pair for p in preferences for pair in _strict_pairs(p)]
     return JudgedData(
         preferences=len(preferences),
         answers=max(len(p.completions) for p in preferences),
         tied=sum(len(set(p.ranks)) == 1 and p.probability is None for p in preferences),
-        tied_above=sum(_tied_above(p.ranks) for p in certain),
-        soft=len(preferences) - len(certain),
+        soft=sum(p.probability not in (None, 0.0, 1.0) for p in preferences),
         pairs=len(pairs),
         longer=sum(len(better) > len(worse) for better, worse in pairs),
     )
@@ -85,10 +81,6 @@ def _strict_pairs(preference: Preference) -> list[tuple[str, str]]:
         ranks = (0, 1) if preference.probability > 0.5 else (1, 0) if preference.probability < 0.5 else (0, 0)
     places = range(len(texts))
     return [(texts[i], texts[j]) for i in places for j in places if ranks[i] < ranks[j]]
-
-
-def _tied_above(ranks: tuple[int, ...]) -> bool:
-    return any(ranks.count(rank) > 1 for rank in ranks if rank < max(ranks))
 
 
 def better_fit(config: RunConfig, data: JudgedData) -> list[str]:
@@ -153,18 +145,12 @@ def _for_pairs(align: PairConfig, data: JudgedData) -> list[str]:
             f"{data.soft} of {count} preferences carry soft labels, which {align.method} has no formula for, so the "
             f"run will stop; use align.method {', '.join(methods_with(soft_labels=True))}"
         )
-    if method.listwise and data.tied_above:
-        lines.append(
-            f"{data.tied_above} of {count} preferences rank two answers alike above the last place, which "
-            f"{align.method} has no formula for, so the run will stop; align.method dpo learns from every strict pair"
-        )
-    elif method.listwise and data.answers == 2:
+    if method.listwise and data.answers == 2:
         lines.append(f"preferences rank 2 answers, for which {align.method} is dpo; dpo also takes soft labels")
-    elif method.reference and not method.listwise and data.answers > 2 and not data.tied_above:
-        certain = "" if data.pairs else " (if no two answers above the last place tie)"
+    elif method.reference and not method.listwise and data.answers > 2:
         lines.append(
             f"preferences rank {data.answers} answers; align.method {' or '.join(methods_with(listwise=True))} learns "
-            f"from their whole order, {align.method} from each pair alone{certain}"
+            f"from their whole order, {align.method} from each pair alone"
         )
     if count and data.tied >= OFTEN_TIED * count:
         lines.append(

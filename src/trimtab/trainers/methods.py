@@ -43,7 +43,7 @@ from trimtab.algos import (
     simpo_loss,
     sppo_loss,
 )
-from trimtab.algos.shapes import MaskBT, MaskNK, TensorBR, TensorBT, TensorN, TensorNK, TensorR
+from trimtab.algos.shapes import MaskBT, MaskNK, TensorBR, TensorBT, TensorNK, TensorR
 from trimtab.trainers import offline_config as offline
 from trimtab.trainers import rl_config as online
 from trimtab.trainers.learner import Metrics, Norms
@@ -139,9 +139,9 @@ class OfflineMethod:
     """(config) → what it minimises, with the settings filled in."""
     loss: Callable[[Any, Pairs], Tensor] | None = None
     """(config, pairs) → ``[P]``; None: it learns from single answers, or from whole rankings."""
-    ranking_loss: Callable[[Any, TensorNK, MaskNK, TensorN], Tensor] | None = None
-    """(config, log π/ref ``[N, K]`` from best to worst, mask ``[N, K]`` of places with an answer, number of ordered
-    places ``[N]``) → ``[N]``; None: it learns from pairs, or from single answers."""
+    ranking_loss: Callable[[Any, TensorNK, MaskNK, TensorNK], Tensor] | None = None
+    """(config, log π/ref ``[N, K]``, mask ``[N, K]`` of places with an answer, ranks ``[N, K]``) → ``[N]``; None: it
+    learns from pairs, or from single answers."""
     mean_ratio: Callable[[Any], bool] = lambda config: False
     """(config) → True: its loss needs :attr:`~trimtab.trainers.pairs.Pairs.mean_ratio`, which takes an additional pass
     in each step."""
@@ -383,9 +383,9 @@ _ROWS: tuple[OnlineMethod | OfflineMethod, ...] = (
     OfflineMethod(
         config=offline.PlackettLuceConfig,
         label="Plackett–Luce",
-        flaw="needs rankings without ties above the last place; also takes the order of the bad answers as certain",
+        flaw="takes the order of the bad answers to be as certain as that of the good ones",
         objective=text("min −log P(ranking) under rewards β·log(π/ref), β = {beta:g}"),
-        ranking_loss=lambda config, ratios, mask, places: plackett_luce_loss(config.beta * ratios, mask, places=places),
+        ranking_loss=lambda config, ratios, mask, ranks: plackett_luce_loss(config.beta * ratios, mask, ranks=ranks),
     ),
     OfflineMethod(
         config=offline.ApoZeroConfig,

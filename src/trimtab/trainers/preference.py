@@ -68,8 +68,8 @@ def train_preference(
         start: the reference's model; needed with ``config.reference_update``.
 
     Raises:
-        ConfigError: the method's formula does not allow soft labels, or ties above the last place; or
-            ``reference_update`` is set for a method without a reference, without ``start``, or beyond the last step.
+        ConfigError: the method's formula does not allow soft labels; or ``reference_update`` is set for a method
+            without a reference, without ``start``, or beyond the last step.
         DataError: no ranking has a better and a worse answer.
         NonFiniteError: the loss became NaN or infinite.
     """
@@ -161,8 +161,6 @@ def _usable(
             f"align.nll imitates the better answer, and {len(soft)} of {len(rankings)} preferences carry soft labels "
             f"(first: {soft[0]}), which leave open which one that is; set nll: 0, or label.aggregate.labels: hard"
         )
-    if method.ranking_loss is not None:
-        _check_order(rankings, config)
     usable = learnable(rankings)
     if not usable:
         raise DataError(
@@ -172,35 +170,21 @@ def _usable(
     return [rankings[i] for i in usable], None if reference is None else [reference[i] for i in usable]
 
 
-def _check_order(rankings: Sequence[Ranking], config: PairConfig) -> None:
-    """Refuse rankings with ties above the last place: losses of whole rankings have no formula for them.
-
-    Raises:
-        ConfigError: there is such a ranking; names the first.
-    """
-    tied = [r.id for r in rankings if any(r.ranks.count(rank) > 1 for rank in r.ranks if rank < max(r.ranks))]
-    if tied:
-        raise ConfigError(
-            f"{len(tied)} of {len(rankings)} preferences rank two answers alike above the last place (first: "
-            f"{tied[0]}), which align.method {config.method!r} has no formula for; use align.method dpo, which learns "
-            "from every strict pair, or remove them"
-        )
-
-
 def _ranked(ratios: Tensor, rankings: Sequence[Ranking]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-ratios ``[answers]`` as ``[N, K]`` from best to worst, the mask of filled places, how many are ordered."""
-    rows, ordered, start = [], [], 0
+    """Log-ratios ``[answers]`` as ``[N, K]``, the mask of filled places, and the ranks."""
+    rows, ranks, start = [], [], 0
     for ranking in rankings:
         places = ranking.best_first()
-        ranks = [ranking.ranks[place] for place in places]
-        last = sum(rank == ranks[-1] for rank in ranks)
-        ordered.append(len(ranks) - last if last > 1 else len(ranks) - 1)
         rows.append([start + place for place in places])
+        ranks.append([ranking.ranks[place] for place in places])
         start += len(ranking.sequences)
     width = max(map(len, rows))
-    index = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=ratios.device)
-    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=ratios.device)
-    return ratios[index], mask, torch.tensor(ordered, device=ratios.device)
+
+    def table(values: list[list[int]]) -> Tensor:
+        return torch.tensor([row + [0] * (width - len(row)) for row in values], device=ratios.device)
+
+    mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    return ratios[table(rows)], mask.to(ratios.device), table(ranks)
 
 
 @torch.no_grad()

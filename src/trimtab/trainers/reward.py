@@ -127,17 +127,6 @@ def _check_usable(usable: Sequence[Ranking], count: int, config: RewardConfig) -
             "label.aggregate.keep_tied: true and, for two answers, label.aggregate.labels: hard, or use reward.loss: "
             "bradley_terry"
         )
-    if config.loss == "plackett_luce" and (tied := sum(_is_tied(r) for r in usable)):
-        raise DataError(
-            f"{tied} of {len(usable)} rankings have ties, which reward.loss 'plackett_luce' does not know; use "
-            "bradley_terry (all pairs with a winner) or davidson (ties too)"
-        )
-
-
-def _is_tied(ranking: Ranking) -> bool:
-    """True: two different answers have the same rank, which Plackett–Luce has no formula for."""
-    ranks = [ranking.ranks[place] for place in ranking.best_first()]
-    return ranking.probability is None and len(set(ranks)) < len(ranks)
 
 
 def prepared_states(

@@ -24,7 +24,8 @@ class RewardConfig(Config):
     """Prompts (rankings) per optimiser step."""
     loss: Literal["bradley_terry", "davidson", "rao_kupper", "plackett_luce"] = "bradley_terry"
     """Likelihood of the labels. ``bradley_terry``: all pairs with a winner. ``davidson``, ``rao_kupper``: also pairs of
-    equal rank, as ties. ``plackett_luce``: a ranking without ties, as the choice of the best, then of the next best."""
+    equal rank, as ties. ``plackett_luce``: the whole ranking, as the choice of the best, then of the next best; the
+    order of tied answers counts as unknown."""
     tie: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """How often equals are called a tie: ν for ``davidson``, P(tie) = ν/(2 + ν); η = log θ for ``rao_kupper``,
     P(tie) = tanh(η/2)."""

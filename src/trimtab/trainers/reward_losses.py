@@ -124,7 +124,8 @@ def _ranking_losses(scores: Tensor, rankings: Sequence[Ranking], centring: float
         if ranking.margin and count == 2:
             ahead = 1.0 if soft is None else float((soft > 0.5) - (soft < 0.5))
             best_first = best_first - ahead * own.new_tensor([ranking.margin, 0.0])
-        loss = plackett_luce_loss(best_first[None])
+        ranks = None if soft is not None else own.new_tensor([[ranking.ranks[i] for i in ranking.best_first()]])
+        loss = plackett_luce_loss(best_first[None], ranks=ranks)
         if soft is not None:
             loss = soft * loss + (1 - soft) * plackett_luce_loss(best_first.flip(0)[None])
         pairs = ranking.pairs().to(own.device)

@@ -2,6 +2,7 @@
 /* The page of `trimtab watch`: fetches new rows when the server says that a run has changed. */
 
 const PREFERRED = { align: ["reward", "reward/heldout", "gold", "kl", "length", "ended", "distinct", "entropy", "policy_loss", "loss", "accuracy"], sft: ["loss", "grad_norm", "lr"], reward: ["loss", "accuracy", "margin", "grad_norm"] };
+const NEWEST = 3; /* alarms shown before all are asked for, so that the charts stay in sight */
 const byId = (id) => document.getElementById(id);
 
 async function fetchJson(path) {
@@ -12,7 +13,7 @@ async function fetchJson(path) {
 }
 
 const board = { runs: [], range: null, selected: null, alarms: [], smooth: false, charts: [], stage: "align", following: true, meanings: {}, keys: [] };
-let states = [];
+let states = [], allAlarms = false;
 const view = new StepView(fetchJson, byId);
 
 /* Charts ----------------------------------------------------------------------------------- */
@@ -59,7 +60,10 @@ async function fetchSeries(number) {
   }
 }
 
-function newest() { return Math.max(0, ...board.runs.map((series) => series.steps[series.steps.length - 1] || 0)); }
+/* Last logged step of a run, and of all runs. */
+function lastOf(number) { const steps = board.runs[number] ? board.runs[number].steps : []; return steps[steps.length - 1] || 0; }
+function newest() { return Math.max(0, ...board.runs.map((_, number) => lastOf(number))); }
+function chosenRun() { return Number(byId("which").value || 0); }
 
 async function refresh(numbers) {
   states = await fetchJson("/api/runs");
@@ -67,7 +71,8 @@ async function refresh(numbers) {
   await numbers.reduce((before, number) => before.then(() => fetchSeries(number)), Promise.resolve());
   choices(); redraw();
   byId("waiting").hidden = newest() > 0;
-  if (board.following && newest() > 0 && newest() !== board.selected) select(newest());
+  const last = lastOf(chosenRun());
+  if (board.following && last > 0 && last !== board.selected) select(last);
 }
 
 /* State and alarms -------------------------------------------------------------------------- */
@@ -105,7 +110,10 @@ function showAlarms() {
   board.alarms = board.stage === "align" ? all : [];
   byId("alarms").hidden = all.length === 0;
   byId("alarms-title").textContent = `Alarms (${all.length})`;
-  byId("alarm-list").replaceChildren(...all.reverse().map((alarm) => {
+  const shown = all.reverse().slice(0, allAlarms ? all.length : NEWEST);
+  byId("all-alarms").hidden = shown.length === all.length;
+  byId("all-alarms").textContent = `Show all ${all.length} alarms`;
+  byId("alarm-list").replaceChildren(...shown.map((alarm) => {
     const item = element("li"), head = element("p");
     head.append(element("span", `level ${alarm.level}`, `${alarm.level} `), element("b", "", alarm.title), document.createTextNode(` at step ${alarm.step}${states.length > 1 ? ` of ${alarm.name}` : ""}`));
     const button = element("button", "", `Read the ${alarm.samples.length} answers behind it`); button.type = "button";
@@ -125,20 +133,23 @@ function changeStage(name) {
 
 function follow(on) { board.following = on; byId("follow").checked = on; }
 
+/* Show a step of the chosen run; its last one if the run is not that far. */
 async function select(step, samples = null, scroll = false) {
-  const run = Number(byId("which").value || 0);
+  const run = chosenRun();
+  step = Math.min(step, lastOf(run) || step);
   board.selected = step; redraw();
   try { await view.load(run, board.stage, step, samples); } catch (error) { lost(error); return; }
   if (scroll) byId("step").scrollIntoView({ block: "start" });
 }
 
-function move(by) { const step = Math.min(newest(), Math.max(1, (board.selected || newest()) + by)); follow(false); select(step); }
+function move(by) { const step = Math.max(1, (board.selected || newest()) + by); follow(false); select(step); }
 
 byId("before").onclick = () => move(-1);
 byId("after").onclick = () => move(1);
 byId("number").onchange = () => { const step = Number(byId("number").value); if (Number.isInteger(step) && step > 0) { follow(false); select(step); } };
 byId("which").onchange = () => { if (board.selected) select(board.selected); };
 byId("follow").onchange = () => { follow(byId("follow").checked); if (board.following && newest()) select(newest()); };
+byId("all-alarms").onclick = () => { allAlarms = true; showAlarms(); };
 byId("stage").onchange = () => changeStage(byId("stage").value);
 byId("smooth").onchange = () => { board.smooth = byId("smooth").checked; redraw(); };
 byId("whole").onclick = () => board.zoom(null);
