@@ -134,7 +134,7 @@ def pooled_texts(
 
     Args:
         backbone: the model.
-        texts: any length.
+        texts: the texts, of any length.
         layers: as for :func:`layer_states`.
         adapter: the adapter whose weights are used; None: the trunk.
         dtype: type of the result; float16 halves the memory of large sets.

@@ -57,7 +57,7 @@ class Verdict:
     reason: str | None = None
     """The text of that rule, for people."""
     view: str = "raw"
-    """Which reading of the text had the highest score, see :mod:`trimtab.guard.normalise`."""
+    """The reading of the text with the highest score; see :mod:`trimtab.guard.normalise`."""
     members: Mapping[str, float] | None = None
     """Calibrated log-odds of each member on that view."""
     escalated: bool = False
@@ -288,8 +288,8 @@ class Guard:
         """Log-odds of the newest token of each answer, in one product for the whole step.
 
         Args:
-            states: by layer, ``[B, T, H]``, from :func:`trimtab.guard.activations.layer_states`; the last position is
-                the newest token's.
+            states: states by layer, ``[B, T, H]``, from :func:`trimtab.guard.activations.layer_states`; the last
+                position is the newest token's.
             rows: rows of the step, in the order of the result; None: all.
 
         Returns:

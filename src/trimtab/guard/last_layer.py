@@ -74,7 +74,7 @@ class LastLayer:
 
         Args:
             backbone: the model; its last layer uses the adapter until this returns.
-            texts: any length.
+            texts: the texts, of any length.
             adapter: the policy's adapter, also active; None: the trunk.
         """
         with adapted(backbone, self.lora):

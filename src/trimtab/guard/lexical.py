@@ -38,7 +38,7 @@ class Lexical:
         """Fit vocabulary, idf and weights.
 
         Args:
-            texts: at least one of each label.
+            texts: training texts, at least one of each label.
             labels: 1: restricted, 0: not.
             strength: inverse L2 penalty C; both labels get the same total weight.
         """

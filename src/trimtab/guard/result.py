@@ -68,7 +68,7 @@ class PassingAttack(Record):
     text: str
     """The request with the lowest score."""
     score: float
-    """Its score."""
+    """Score of the request."""
     threshold: float
     """A higher score is blocked."""
     passes: float
@@ -121,7 +121,7 @@ class OnsetTable(Record):
     missed: Share
     """Share of planted answers without an alarm."""
     hold_back: tuple[HoldBackSize, ...]
-    """By size of the buffer."""
+    """Leakage by size of the buffer."""
 
 
 class AnswerResult(OnsetTable):
@@ -159,7 +159,7 @@ class SecondResult(Record):
     """The second stage and its training."""
 
     band: Band
-    """Which texts it reads."""
+    """The scores of texts that it reads."""
     escalate: float
     """Largest share of ordinary requests that it may read."""
     threshold: float

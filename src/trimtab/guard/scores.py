@@ -42,7 +42,7 @@ def threshold_for(
         remedy: what the error message says to do if there are too few texts.
 
     Raises:
-        DataError: too few benign scores to block one of them: n · budget < 1.
+        DataError: there are too few benign scores for the budget: n · budget < 1.
 
     >>> threshold_for([0.1, 0.2, 0.3, 0.9], 0.25)
     0.3

@@ -150,7 +150,7 @@ class SecondStage:
     calibration: Calibration
     """Calibration of its log-odds, and of their mean with those of the first stage."""
     band: Band
-    """Which texts it reads."""
+    """The first-stage scores of texts that it reads."""
     threshold: float
     """An escalated text with a higher score is blocked."""
 
@@ -211,8 +211,8 @@ class FittedSecond:
     stage: SecondStage
     """Fitted on all texts."""
     auroc: dict[str, float]
-    """By ``first stage``, ``last layer`` (a linear probe after it, without an adapter), ``adapter`` and ``both``; on
-    the raw text of all training texts."""
+    """AUROC of ``first stage``, ``last layer`` (a linear probe after it, without an adapter), ``adapter`` and ``both``;
+    on the raw text of all training texts."""
     blocked: dict[str, float]
     """Share of restricted training texts that are blocked, by ``first stage`` and by ``both``, within the same
     budget."""

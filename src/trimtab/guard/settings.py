@@ -37,7 +37,7 @@ class SecondSettings(Record):
     """The second stage for requests."""
 
     band: Band
-    """Which texts it reads."""
+    """The first-stage scores of texts that it reads."""
     calibration: Calibration
     """Calibration of its log-odds."""
     threshold: float
@@ -118,6 +118,6 @@ class GuardSettings(Record):
     output: OutputSettings | None
     """The detector of answers; None: answers are not checked."""
     facts: TrainingFacts
-    """How it was trained."""
+    """How the guard was trained."""
     version: str = ""
     """Hash of the other fields and files, 12 hexadecimal digits; empty until the file is written."""

@@ -80,7 +80,7 @@ def train_guard(
 
     Raises:
         ConfigError: the constitution has no guard rules, an attack is unknown, or a second stage has no model to read.
-        DataError: too little data.
+        DataError: there is too little data.
     """
     if config.escalate and backbone is None:
         raise ConfigError(

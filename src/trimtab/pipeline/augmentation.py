@@ -72,8 +72,8 @@ class AugmentConfig(Config):
     repetition: float = Field(default=0.0, ge=0.0, le=1.0)
     """The best answer, said twice, loses."""
     neutral: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The best answer with each sentence on a line of its own, or without contractions, ties: as a tie with a loss that
-    has them, otherwise as a soft label of one half."""
+    """The best answer with each sentence on its own line, or without contractions, ties with the best answer: as a tie
+    if the loss has ties, otherwise as a soft label of one half."""
 
     @property
     def shares(self) -> dict[str, float]:

@@ -1,14 +1,13 @@
 """The file that a blind reader fills in: CSV or JSON lines, one row for each prompt, without the models' names.
 
 =============  =========================================================================================
-``id``         of the row; which answer is whose stands in the run's folder only
-``prompt``     what was asked
+``id``         id of the row; only the run's folder records which model wrote which answer
+``prompt``     the prompt
 ``A``, ``B``   the two answers, in random order
 ``preferred``  to fill in: ``A``, ``B`` or ``tie``
-``sensible_A``, ``sensible_B``  to fill in if you like: is the answer true to the prompt and does it make sense,
-               ``yes`` or ``no``
-``comment``    to fill in if you like
-``reader``     to fill in: who reads; ``--reader`` stands for all rows that leave it empty
+``sensible_A``, ``sensible_B``  optional: is the answer faithful to the prompt and does it make sense, ``yes`` or ``no``
+``comment``    optional
+``reader``     to fill in: the reader's name; ``--reader`` names the reader of rows that leave it empty
 =============  =========================================================================================
 """
 

@@ -55,7 +55,7 @@ class Cost:
     """What a stage works on, and how much work it is."""
 
     what: str
-    """In words, for ``trimtab plan``."""
+    """Description of the work, for ``trimtab plan``."""
     updates: int = 0
     """Optimiser steps."""
     tokens: int = 0

@@ -57,7 +57,7 @@ def train_and_report(
 
     Raises:
         ConfigError: ``out`` contains files but no guard.
-        ConfigError, DataError, ModelError: as :func:`~trimtab.guard.training.train_guard` and loading a model.
+        ConfigError, DataError, ModelError: as for :func:`~trimtab.guard.training.train_guard`, and for loading a model.
     """
     require_place(out)
     extra = [example for path in data for example in read_examples(path)]

@@ -18,9 +18,9 @@ class ConstitutionVersion(Record):
     """The constitution that the judges followed."""
 
     name: str
-    """Its name."""
+    """Name of the constitution."""
     version: str
-    """Its version, which every judgement has as its guideline."""
+    """Version of the constitution, which every judgement has as its guideline."""
 
 
 class JudgeEntry(Record):
@@ -48,7 +48,7 @@ class Together(Record):
     """All judges of the folder together."""
 
     judges: tuple[str, ...]
-    """Their names."""
+    """Names of the judges."""
     people: AgainstPeople | None
     """Agreement of the ensemble with people; None: there are no labels by people."""
 

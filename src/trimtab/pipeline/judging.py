@@ -240,7 +240,7 @@ def judge_items(
         constitution: the principles.
         judges: judges by name.
         config: how the judges are prompted.
-        folder: for verdicts, judgements and the report.
+        folder: folder of verdicts, judgements and the report.
         default: the model of a local judge that names none.
         ui: console.
         people: people's labels to compare with.

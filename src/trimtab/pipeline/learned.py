@@ -13,7 +13,7 @@ LEARNED = "learned.jsonl"
 
 
 class Learned(Record):
-    """What a model of a stage did with one preference."""
+    """How a model of a stage used one preference."""
 
     model: str
     """``reward``, or another reward model of the stage (``member_2``, ``words``, ``heldout``); ``align``: the

@@ -46,7 +46,7 @@ class ComparedRun:
     name: str
     """Name of the run; its folder if two runs have the same name."""
     state: str
-    """Which stages are done, in words."""
+    """Finished stages, in words."""
     report: ReportData | None
     """Report of the run; None: the run is not finished, or another version of trimtab wrote the report."""
     metrics: list[dict[str, Any]]
@@ -79,7 +79,7 @@ class Figure(NamedTuple):
     title: str
     """Heading of the chart."""
     note: str
-    """What it shows."""
+    """What the chart shows."""
     chart: Markup
     """The drawing."""
 

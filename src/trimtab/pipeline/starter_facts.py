@@ -57,7 +57,7 @@ class Data:
     source: str
     """Path or hub id."""
     kind: Kind
-    """What it is used for."""
+    """What the file is used for."""
     report: FileCheck
     """Format, counts, lengths."""
     limited: bool

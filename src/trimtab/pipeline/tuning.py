@@ -46,7 +46,7 @@ def train(path: Path, project: Path, *, overrides: Sequence[str] = (), ui: Ui | 
     """Finish what was begun, or make the next round; returns the newest round.
 
     Raises:
-        ConfigError, DataError, StorageError: as :func:`~trimtab.pipeline.rounds.next_round`.
+        ConfigError, DataError, StorageError: as for :func:`~trimtab.pipeline.rounds.next_round`.
     """
     run = open_run(path)
     first_round(run)  # stored before the first round that tunes

@@ -307,7 +307,7 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
         tx: the transaction.
         task: the item as the owner saw it.
         corrected: the corrected item, under the same id.
-        person: who corrects it.
+        person: the person who corrects it.
         reason: why.
 
     Raises:

@@ -127,8 +127,8 @@ class LabelStore:
         """Add tasks; returns the number added, and each refused task with the reason.
 
         Args:
-            tasks: from :func:`parse_tasks`, which gives the reason instead of a task that cannot be read.
-            person: who adds them.
+            tasks: tasks, or reasons instead of tasks that cannot be read, as from :func:`parse_tasks`.
+            person: the person who adds them.
         """
         config = self.config()
         refused: list[Refused] = []

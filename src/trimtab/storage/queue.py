@@ -67,7 +67,7 @@ class Assignment:
     """A task shown to one person."""
 
     task: Task
-    """What to judge."""
+    """The task to judge."""
     shown_order: tuple[int, ...]
     """``shown_order[p]`` is the index of the answer at position p."""
     version: int | None = None

@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def number(self) -> int:
-        """Which round this is; the run itself is round 1."""
+        """Number of the round; the run itself is round 1."""
         path = self.path.resolve()
         return int(path.name) if path.parent.name == ROUNDS and path.name.isdigit() else 1
 

@@ -246,7 +246,7 @@ def revoke(request: Request, person: Owner, number: Number) -> Response:
 
 @router.get("/export")
 def export_page(request: Request, person: Owner) -> Response:
-    """What can be exported."""
+    """The page of export formats."""
     return page(request, "export.html", person, formats=FORMATS)
 
 

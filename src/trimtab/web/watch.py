@@ -49,7 +49,7 @@ def create_watch_app(
         notify: called once with each alarm that is raised while the application runs (webhook); None: off.
 
     Raises:
-        ConfigError: no run, or more than four.
+        ConfigError: there is no run, or there are more than four.
     """
     if not 1 <= len(runs) <= LARGEST:
         raise ConfigError(f"watch shows one to {LARGEST} runs, got {len(runs)}")

@@ -35,7 +35,7 @@ _REST = 60.0
 
 
 class Undo(BaseModel):
-    """Which judgement to take back."""
+    """The judgement to take back."""
 
     model_config = ConfigDict(extra="forbid")
     version: Number
