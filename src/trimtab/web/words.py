@@ -15,7 +15,7 @@ def in_words(task: Task, submission: Submission, order: Sequence[int], t: Transl
 
     Args:
         task: what it is about.
-        submission: what was said.
+        submission: the judgement.
         order: ``order[p]`` is the answer at the reader's position p.
         t: translates a key of the catalogue.
     """
