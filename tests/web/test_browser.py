@@ -481,3 +481,25 @@ def test_what_models_write_cannot_run(page, server: Server, here: World):
     assert blocked.startswith("script-src") and page.evaluate("window.hits") == []
     page.problems.clear()  # the browser's own note about that
     assert all(url.startswith(server.url) for url in requests), requests
+
+
+def test_an_adjudicator_settles_a_dispute_by_keyboard(page, server: Server, here: World):
+    here.configure(title="Boat answers", overlap=2, gold_every=0)
+    here.add({"prompt": "How do I set the tab?", "answers": [RICH, PLAIN]})
+    one, two = here.join("Ann").id, here.join("Bob").id
+    here.store.submit(one, judge(here.store.next(one), "1", best=0, comment="It says how far to turn it."))
+    here.store.submit(two, judge(here.store.next(two), "2", best=1))
+    join(page, here, "adjudicator", "Judy")
+    page.goto("/adjudicate")
+    expect(page.locator("#main")).to_contain_text("How do I set the tab?")
+    shot(page, "adjudicate")
+    page.get_by_role("link", name="Decide").click()
+    expect(page.locator(".said")).to_contain_text("It says how far to turn it.")
+    shot(page, "adjudicate-item")
+    page.keyboard.press("6")  # B better
+    page.keyboard.press("2")  # unclear guidelines
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/adjudicate$"))
+    assert here.store.disputed() == []
+    [settled] = [s for _, s in here.store.submissions() if s.adjudication]
+    assert settled.reason == "guideline" and settled.answers[0].strength == pytest.approx(2 / 3, abs=1e-3)

@@ -37,7 +37,7 @@ def one(request: Request, person: Adjudicator, id: str) -> Response:
     lines = [(s, in_words(assignment.task, s, assignment.shown_order, t)) for s in submissions]
     causes = _causes(assignment.task, submissions)
     task = task_html(request, person, assignment, adjudication=True, causes=causes)
-    return page(request, "adjudicate_item.html", person, item=id, said=lines, task=task)
+    return page(request, "adjudicate_item.html", person, item=id, judgements=lines, task=task)
 
 
 @router.get("/adjudicate/task")

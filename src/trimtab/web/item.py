@@ -47,7 +47,7 @@ def _page(
         models=[answer.model for answer in task.completions],
         letters=LETTERS,
         right=expected(task, task.check, order, t) if task.check else None,
-        said=[(s, in_words(task, s.submission, order, t)) for s in one.submissions],
+        judgements=[(s, in_words(task, s.submission, order, t)) for s in one.submissions],
         digest=digest(task),
         log=[(entry, _iso(entry.at), _log_words(entry)) for entry in one.log],
         metadata=_pretty(task.metadata),
