@@ -291,7 +291,7 @@ class LabelStore:
             return adjudication.items_with_submissions(c, adjudication.FLAGGED, limit)
 
     def exhausted(self, *, limit: int | None = 50) -> list[tuple[Task, list[Submission]]]:
-        """Unflagged items that lack judgements and that every annotator has already judged, skipped or flagged."""
+        """Unflagged items that lack judgements although every active annotator has judged, skipped or flagged them."""
         with self.database.read() as c:
             return adjudication.items_with_submissions(c, adjudication.EXHAUSTED, limit)
 
