@@ -121,13 +121,18 @@ def second_stage(result: GuardResult) -> list[str]:
         return []
     band, auroc, blocked = second.band, second.training.auroc, second.training.blocked
     counted = "ordinary requests" if band.on == "ordinary" else "harmless requests, twins too"
+    groups = {
+        "ordinary": "ordinary requests",
+        "harmless": "harmless requests, twins too",
+        "restricted": "restricted ones",
+    }
+    shares = [(escalated[group], name) for group, name in groups.items()]
+    measured = [f"{shown(share)} of {share.n} {name}" for share, name in shares if share.n]
     return [
         f"The second stage reads scores above {number(band.low)} up to {number(band.high)}: "
         f"{percent(band.share)} of {band.counted} {counted}, in training out of fold "
         f"(limit {percent(second.escalate)}).",
-        f"Escalated here: {shown(escalated['ordinary'])} of {escalated['ordinary'].n} ordinary requests, "
-        f"{shown(escalated['harmless'])} of all {escalated['harmless'].n} harmless ones, "
-        f"{shown(escalated['restricted'])} of {escalated['restricted'].n} restricted ones.",
+        f"Escalated here: {'; '.join(measured)}.",
         f"Plain requests with it: {shown(plain.blocked)} blocked, {shown(plain.refused)} refused; without it: "
         f"{shown(plain.first_stage.blocked)} blocked, {shown(plain.first_stage.refused)} refused.",
         f"In training, out of fold: {percent(blocked['both'])} of restricted texts blocked with it, "
