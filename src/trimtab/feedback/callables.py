@@ -63,7 +63,7 @@ def source_digests(path: str) -> dict[str, str]:
     pending = [module, *_packages_of(module)]
     while pending:
         name = pending.pop()
-        file = None if name in digests else _source(name, named=name == module)
+        file = None if name in digests else _source(name, is_named=name == module)
         if file is not None:
             digests[name] = sha256_file(file)
             pending += _imports(name, file)
@@ -75,13 +75,13 @@ def _packages_of(module: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _source(name: str, *, named: bool) -> Path | None:
+def _source(name: str, *, is_named: bool) -> Path | None:
     """The file of a module; None: there is none, or the module is neither local nor the named one."""
     top_level = name.partition(".")[0]
-    if not named and (top_level in sys.stdlib_module_names or top_level == __name__.partition(".")[0]):
+    if not is_named and (top_level in sys.stdlib_module_names or top_level == __name__.partition(".")[0]):
         return None
     try:
-        if not named and "." in name and not _is_local(top_level):
+        if not is_named and "." in name and not _is_local(top_level):
             return None
         spec = importlib.util.find_spec(name)
     except (ImportError, AttributeError, ValueError, TypeError):
@@ -89,7 +89,7 @@ def _source(name: str, *, named: bool) -> Path | None:
     file = None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
     if file is None or not file.is_file():
         return None
-    return file if named or _is_user_code(file) else None
+    return file if is_named or _is_user_code(file) else None
 
 
 def _is_local(top_level: str) -> bool:

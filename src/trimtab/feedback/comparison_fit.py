@@ -182,8 +182,8 @@ class _Problem:
     def parameters(self, point: Floats) -> Parameters:
         """The vector as parameters."""
         a = self.votes.annotators
-        common = {"skill": 1.0, "tie": point[self.common_tie], "position": point[self.common_position]}
-        values = {h: point[self.slices[h]] if h in self.slices else np.full(a, common[h]) for h in HABITS}
+        common_values = {"skill": 1.0, "tie": point[self.common_tie], "position": point[self.common_position]}
+        values = {h: point[self.slices[h]] if h in self.slices else np.full(a, common_values[h]) for h in HABITS}
         if "skill" in self.slices:
             values["skill"] = 1.0 + values["skill"] - values["skill"].mean()
         return Parameters(
@@ -206,11 +206,11 @@ class _Problem:
             (self.common_tie, "tie", likelihood_gradient.tie),
             (self.common_position, "position", likelihood_gradient.position),
         )
-        for common, habit, habit_slope in common_slopes:
-            gradient[common] = point[common] / _COMMON_DEVIATIONS[habit] ** 2
-            penalty += float(point[common] ** 2) / _COMMON_DEVIATIONS[habit] ** 2
+        for common_index, habit, habit_slope in common_slopes:
+            gradient[common_index] = point[common_index] / _COMMON_DEVIATIONS[habit] ** 2
+            penalty += float(point[common_index] ** 2) / _COMMON_DEVIATIONS[habit] ** 2
             if habit not in self.slices:
-                gradient[common] -= habit_slope.sum()
+                gradient[common_index] -= habit_slope.sum()
         for habit, habit_slice in self.slices.items():
             centred = self._centred(point, habit)
             penalty += float((centred**2).sum()) / sigma[habit] ** 2
