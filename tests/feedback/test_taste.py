@@ -10,7 +10,7 @@ from scipy.optimize import approx_fprime
 from trimtab.feedback.comparison_model import Parameters, Votes, outcome_logs, vote_probabilities
 from trimtab.feedback.habit_selection import FOLDS, select_habits, vote_folds
 from trimtab.feedback.taste import (
-    LEAST,
+    MIN_VOTES,
     CrossFit,
     annotators_with_enough,
     cross_fit,
@@ -90,7 +90,7 @@ def test_a_planted_taste_is_recovered_where_scores_are_known():
     votes, parameters, apart, _ = example(4000)
     none = np.zeros(len(votes))
     known = CrossFit(model="davidson", votes=votes, parameters=(parameters,), fold=none.astype(np.int64), variance=none)
-    taste = fit_taste(known, apart, able=annotators_with_enough(votes), deviation=1.0)
+    taste = fit_taste(known, apart, eligible=annotators_with_enough(votes), deviation=1.0)
     own = votes.annotator < 4
     centred = np.append(U[:4] - np.average(U[votes.annotator[own]]), 0.0)
     learned = taste.offsets(apart, votes.annotator)
@@ -108,7 +108,7 @@ def test_features_that_never_differ_or_always_differ_alike():
     none = np.zeros(len(votes))
     known = CrossFit(model="davidson", votes=votes, parameters=(parameters,), fold=none.astype(np.int64), variance=none)
     given = np.column_stack([apart, np.zeros(len(votes)), np.full(len(votes), -1.1)])
-    taste = fit_taste(known, given, able=annotators_with_enough(votes), deviation=1.0)
+    taste = fit_taste(known, given, eligible=annotators_with_enough(votes), deviation=1.0)
     assert taste.direction[3] == 0.0 and np.abs(taste.direction).max() < 10
 
 
@@ -123,7 +123,7 @@ def test_it_is_used_only_where_votes_that_were_not_fitted_speak_for_it():
 
 
 def test_too_few_votes():
-    votes, _, apart, _ = example(LEAST)
+    votes, _, apart, _ = example(MIN_VOTES)
     choice = select_taste(votes, apart, model="davidson", habits=())
     assert choice.taste is None and choice.trials == () and choice.annotators == 0
 

@@ -79,30 +79,34 @@ def _texts(preferences: Sequence[Preference]) -> list[str]:
     return [c.text for p in preferences for c in p.completions]
 
 
-def _surface_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
+def _surface_matrix(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
     sparse: Any = import_module("scipy.sparse")
-    known = np.array([surface_features(t) for t in fit])
-    mean, deviation = known.mean(0), np.maximum(known.std(0), 1e-9)
-    scaled = [(np.array([surface_features(t) for t in texts]) - mean) / deviation for texts in (fit, apply)]
+    train_features = np.array([surface_features(t) for t in train_texts])
+    mean, deviation = train_features.mean(0), np.maximum(train_features.std(0), 1e-9)
+    scaled = [
+        (np.array([surface_features(t) for t in texts]) - mean) / deviation for texts in (train_texts, test_texts)
+    ]
     return sparse.csr_matrix(scaled[0]), sparse.csr_matrix(scaled[1])
 
 
-def _word_matrix(fit: Sequence[str], apply: Sequence[str]) -> tuple[Any, Any]:
-    vocabulary = _vocabulary(fit)
-    return _word_counts(fit, vocabulary), _word_counts(apply, vocabulary)
+def _word_matrix(train_texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
+    vocabulary = _vocabulary(train_texts)
+    return _word_counts(train_texts, vocabulary), _word_counts(test_texts, vocabulary)
 
 
 def _vocabulary(texts: Sequence[str]) -> dict[str, int]:
     """Column of each word that occurs in two texts or more, in alphabetical order."""
-    occurs = Counter(w for text in texts for w in {w.lower() for w in WORD.findall(text)})
-    return {w: i for i, w in enumerate(sorted(w for w, n in occurs.items() if n > 1))}
+    text_counts = Counter(w for text in texts for w in {w.lower() for w in WORD.findall(text)})
+    return {w: i for i, w in enumerate(sorted(w for w, n in text_counts.items() if n > 1))}
 
 
 def _word_counts(texts: Sequence[str], vocabulary: Mapping[str, int]) -> Any:
     """log(1 + count) of each word of the vocabulary in each text; one column of zeros if there are no words."""
     sparse: Any = import_module("scipy.sparse")
-    counted = [Counter(w.lower() for w in WORD.findall(t)) for t in texts]
-    cells = [(r, vocabulary[w], math.log1p(n)) for r, c in enumerate(counted) for w, n in c.items() if w in vocabulary]
+    word_counts = [Counter(w.lower() for w in WORD.findall(t)) for t in texts]
+    cells = [
+        (r, vocabulary[w], math.log1p(n)) for r, c in enumerate(word_counts) for w, n in c.items() if w in vocabulary
+    ]
     row, column, value = zip(*cells, strict=True) if cells else ((), (), ())
     return sparse.csr_matrix((value, (row, column)), shape=(len(texts), max(1, len(vocabulary))))
 
@@ -114,14 +118,18 @@ def _linear_scores(
     seed: int,
 ) -> Scores:
     if train is not None:
-        return _by_preference(_fitted(features, train, preferences, seed), preferences)
+        return _by_preference(_fit_and_score(features, train, preferences, seed), preferences)
     fold = _folds([p.prompt.id for p in preferences], seed)
     scores: Scores = [[] for _ in preferences]
     for number in set(fold):
-        inside = [i for i, f in enumerate(fold) if f == number]
-        outside = [p for p, f in zip(preferences, fold, strict=True) if f != number]
-        chosen = [preferences[i] for i in inside]
-        for i, row in zip(inside, _by_preference(_fitted(features, outside, chosen, seed), chosen), strict=True):
+        test_indices = [i for i, f in enumerate(fold) if f == number]
+        train_preferences = [p for p, f in zip(preferences, fold, strict=True) if f != number]
+        test_preferences = [preferences[i] for i in test_indices]
+        for i, row in zip(
+            test_indices,
+            _by_preference(_fit_and_score(features, train_preferences, test_preferences, seed), test_preferences),
+            strict=True,
+        ):
             scores[i] = row
     return scores
 
@@ -130,16 +138,16 @@ def _folds(prompts: Sequence[str], seed: int) -> list[int]:
     """Fold of each prompt; with one prompt there is one fold and nothing to learn from."""
     names = sorted(set(prompts))
     random.Random(seed).shuffle(names)
-    place = {name: number % FOLDS for number, name in enumerate(names)}
-    return [place[name] for name in prompts]
+    fold_of = {name: number % FOLDS for number, name in enumerate(names)}
+    return [fold_of[name] for name in prompts]
 
 
 def _by_preference(values: Floats, preferences: Sequence[Preference]) -> Scores:
-    each = iter(values.tolist())
-    return [[next(each) for _ in p.completions] for p in preferences]
+    remaining = iter(values.tolist())
+    return [[next(remaining) for _ in p.completions] for p in preferences]
 
 
-def _fitted(
+def _fit_and_score(
     features: Callable[[Sequence[str], Sequence[str]], tuple[Any, Any]],
     train: Sequence[Preference],
     test: Sequence[Preference],
@@ -148,8 +156,8 @@ def _fitted(
     """Scores of the test answers by a model of the training pairs; all 0 if there are no pairs."""
     if not len(_pairs(train)[0]):
         return np.zeros(sum(len(p.completions) for p in test))
-    known, new = features(_texts(train), _texts(test))
-    return new @ _weights(known, train, seed)
+    train_features, test_features = features(_texts(train), _texts(test))
+    return test_features @ _weights(train_features, train, seed)
 
 
 def word_weights(preferences: Sequence[Preference], *, seed: int = 0) -> dict[str, float]:
@@ -175,22 +183,22 @@ def word_score(text: str, weights: Mapping[str, float]) -> float:
     return math.fsum(weights.get(word, 0.0) * math.log1p(count) for word, count in counts.items())
 
 
-def _weights(known: Any, train: Sequence[Preference], seed: int) -> Floats:
+def _weights(features: Any, train: Sequence[Preference], seed: int) -> Floats:
     """Weights of the features of the training answers; all 0 if there are no pairs."""
     better, worse, target, weight, prompt = _pairs(train)
     if not len(better):
-        return np.zeros(known.shape[1])
-    gaps = known[better] - known[worse]
+        return np.zeros(features.shape[1])
+    gaps = features[better] - features[worse]
     fold = np.array(_folds(prompt, seed))
 
     def heldout_loss(penalty: float) -> float:
         total = 0.0
         for number in set(fold.tolist()):
-            out = fold == number
-            if out.all():
+            heldout = fold == number
+            if heldout.all():
                 continue
-            z = gaps[out] @ fit_ridge(gaps[~out], target[~out], weight[~out], penalty)
-            total += float(weight[out] @ (np.logaddexp(0, z) - target[out] * z))
+            z = gaps[heldout] @ fit_ridge(gaps[~heldout], target[~heldout], weight[~heldout], penalty)
+            total += float(weight[heldout] @ (np.logaddexp(0, z) - target[heldout] * z))
         return total
 
     return fit_ridge(gaps, target, weight, min(PENALTIES, key=heldout_loss))
@@ -203,15 +211,15 @@ def _pairs(preferences: Sequence[Preference]) -> tuple[NDArray[Any], NDArray[Any
     start = 0
     for p in preferences:
         count = len(p.completions)
-        strict = [(i, j) for i in range(count) for j in range(count) if p.ranks[i] < p.ranks[j]]
-        pairs = [(0, 1, p.probability)] if p.probability is not None else [(i, j, 1.0) for i, j in strict]
-        for i, j, share in pairs:
-            rows.append((start + i, start + j, share, p.weight / len(pairs)))
+        ranked_pairs = [(i, j) for i in range(count) for j in range(count) if p.ranks[i] < p.ranks[j]]
+        pairs = [(0, 1, p.probability)] if p.probability is not None else [(i, j, 1.0) for i, j in ranked_pairs]
+        for i, j, probability in pairs:
+            rows.append((start + i, start + j, probability, p.weight / len(pairs)))
             prompts.append(p.prompt.id)
         start += count
     columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
-    places = [np.array(c, dtype=np.int64) for c in columns[:2]]
-    return places[0], places[1], np.array(columns[2], dtype=float), np.array(columns[3], dtype=float), prompts
+    indices = [np.array(c, dtype=np.int64) for c in columns[:2]]
+    return indices[0], indices[1], np.array(columns[2], dtype=float), np.array(columns[3], dtype=float), prompts
 
 
 def fit_ridge(gaps: Any, target: Floats, weight: Floats, penalty: float) -> Floats:

@@ -53,16 +53,19 @@ def upper_bound(values: Sequence[float], alpha: float) -> float:
     0.041
     """
     _check(values)
-    goal = math.log(1 / alpha)
-    bets, total, squares = [], 0.5, 0.25
+    log_threshold = math.log(1 / alpha)
+    bets, total, squared_deviations = [], 0.5, 0.25
     for number, x in enumerate(values, 1):
-        bets.append(math.sqrt(2 * goal / (len(values) * squares / number)))
+        bets.append(math.sqrt(2 * log_threshold / (len(values) * squared_deviations / number)))
         total += x
-        squares += (x - total / (number + 1)) ** 2
+        squared_deviations += (x - total / (number + 1)) ** 2
 
     def refuted(m: float) -> bool:
-        largest = 0.9 / (1 - m)
-        return math.fsum(math.log1p(min(b, largest) * (m - x)) for b, x in zip(bets, values, strict=True)) >= goal
+        largest_bet = 0.9 / (1 - m)
+        return (
+            math.fsum(math.log1p(min(b, largest_bet) * (m - x)) for b, x in zip(bets, values, strict=True))
+            >= log_threshold
+        )
 
     low, high = math.fsum(values) / len(values), 1.0
     if low == 1:
@@ -104,14 +107,14 @@ def anytime_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[floa
 
 
 def _lower_end(values: Sequence[float], alpha: float) -> float:
-    goal, low, high = math.log(1 / alpha), 0.0, 1.0
+    log_threshold, low, high = math.log(1 / alpha), 0.0, 1.0
 
     def refuted(m: float) -> bool:
         logs = [0.0] * len(BETS)
         for x in values:
             for number, bet in enumerate(BETS):
                 logs[number] += math.log1p(bet / m * (x - m))
-            if _mean(logs) >= goal:
+            if _mean(logs) >= log_threshold:
                 return True
         return False
 
@@ -130,8 +133,8 @@ class RiseTest:
     """
 
     def __init__(self, bound: float, steps: int) -> None:
-        self.bound, self._planned, self._done = bound, steps, 0
-        self._started = [-math.inf] * len(BETS)
+        self.bound, self._planned_steps, self._steps_done = bound, steps, 0
+        self._started_log_wealth = [-math.inf] * len(BETS)
         self.log_e = 0.0
         """log E after the last step. Once it reaches log(1/α), the mean has risen, with an error of at most α."""
 
@@ -144,27 +147,29 @@ class RiseTest:
         Raises:
             DataError: a value outside [0, 1].
         """
-        self._done += 1
+        self._steps_done += 1
         if self.bound >= 1:
             return self.log_e
         if values:
             _check(values)
-        start = -math.log(self._planned) if self._done <= self._planned else -math.inf
-        waiting = (
-            math.log(max(0, self._planned - self._done) / self._planned) if self._done < self._planned else -math.inf
+        log_start_weight = -math.log(self._planned_steps) if self._steps_done <= self._planned_steps else -math.inf
+        log_waiting_weight = (
+            math.log(max(0, self._planned_steps - self._steps_done) / self._planned_steps)
+            if self._steps_done < self._planned_steps
+            else -math.inf
         )
         for number, bet in enumerate(BETS):
-            growth = _log_product(values, self.bound, bet / self.bound)
-            self._started[number] = _log_add(self._started[number], start) + growth
-        self.log_e = _mean([_log_add(started, waiting) for started in self._started])
+            log_growth = _log_product(values, self.bound, bet / self.bound)
+            self._started_log_wealth[number] = _log_add(self._started_log_wealth[number], log_start_weight) + log_growth
+        self.log_e = _mean([_log_add(log_wealth, log_waiting_weight) for log_wealth in self._started_log_wealth])
         return self.log_e
 
 
 def _log_product(values: Sequence[float], m: float, stake: float) -> float:
     """Log Π (1 + stake · (x − m)); computed in pieces, each with a product of at least 0.1 to the 64th."""
-    rest = 1 - stake * m
+    base = 1 - stake * m
     pieces = (values[i : i + 64] for i in range(0, len(values), 64))
-    return math.fsum(math.log(math.prod([rest + stake * x for x in piece])) for piece in pieces)
+    return math.fsum(math.log(math.prod([base + stake * x for x in piece])) for piece in pieces)
 
 
 def _log_add(a: float, b: float) -> float:
@@ -180,6 +185,6 @@ def _mean(logs: Sequence[float]) -> float:
 
 
 def _check(values: Sequence[float]) -> None:
-    bad = [value for value in values if not 0 <= value <= 1]
-    if bad or not values:
-        raise DataError(f"a bounded mean needs values in [0, 1], got {bad[:3] or 'none'} among {len(values)}")
+    out_of_range = [value for value in values if not 0 <= value <= 1]
+    if out_of_range or not values:
+        raise DataError(f"a bounded mean needs values in [0, 1], got {out_of_range[:3] or 'none'} among {len(values)}")

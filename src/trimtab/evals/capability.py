@@ -38,13 +38,13 @@ from trimtab.records import Record
 BUILT_IN = Path(__file__).with_name("capability.jsonl")
 """136 questions with a right and a wrong answer, 24 open questions and 16 passages, written for this check."""
 
-ROWS = '{"question", "right", "wrong"}, {"question", "keywords"} or {"text"}'
+ROW_FORMS = '{"question", "right", "wrong"}, {"question", "keywords"} or {"text"}'
 """The kinds of rows in a capability file."""
 
 SHOWN_PROBLEMS = 5
 """Number of rows listed in the message about a malformed file."""
 
-REPEATED = 0.2
+MAX_REPETITION = 0.2
 """Largest share of repeated 4-grams in an answer that counts as complete."""
 
 
@@ -139,14 +139,14 @@ def load_capability(path: Path | None) -> CapabilitySet:
     questions: list[tuple[str, tuple[str, ...]]] = []
     texts: list[str] = []
     problems: list[str] = []
-    first: dict[tuple[str, ...], int] = {}
+    first_lines: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         fault, row = _parse(line)
         key = (*sorted(row), row.get("question") or row.get("text", ""))
-        if not fault and first.setdefault(key, number) != number:
-            fault = f"repeats line {first[key]}"
+        if not fault and first_lines.setdefault(key, number) != number:
+            fault = f"repeats line {first_lines[key]}"
         if fault:
             problems.append(f"line {number}: {fault}")
         elif "text" in row:
@@ -156,11 +156,13 @@ def load_capability(path: Path | None) -> CapabilitySet:
         else:
             choices.append((row["question"], row["right"], row["wrong"]))
     if problems:
-        more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-        listed = "\n".join(f"  {p}" for p in problems[:SHOWN_PROBLEMS] + more)
-        raise DataError(f"{path}: {len(problems)} rows of the capability set are malformed; expected {ROWS}\n{listed}")
-    if not first:
-        raise DataError(f"{path}: the capability set is empty; expected rows {ROWS}, or set capability: null")
+        remainder = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
+        listed = "\n".join(f"  {p}" for p in problems[:SHOWN_PROBLEMS] + remainder)
+        raise DataError(
+            f"{path}: {len(problems)} rows of the capability set are malformed; expected {ROW_FORMS}\n{listed}"
+        )
+    if not first_lines:
+        raise DataError(f"{path}: the capability set is empty; expected rows {ROW_FORMS}, or set capability: null")
     return CapabilitySet(choices=tuple(choices), open=tuple(questions), texts=tuple(texts))
 
 
@@ -203,7 +205,7 @@ def is_complete(answer: str) -> bool:
     (True, False, False)
     """
     sentences = re.findall(r"[^.!?]+[.!?]", answer)
-    return any(len(words(sentence)) >= 3 for sentence in sentences) and repetition(answer) <= REPEATED
+    return any(len(words(sentence)) >= 3 for sentence in sentences) and repetition(answer) <= MAX_REPETITION
 
 
 def summary(measure_name: str, model: Capability) -> float | None:
@@ -221,16 +223,16 @@ def change(measure_name: str, before: Capability, after: Capability) -> Estimate
     For shares it is after − before, for others after / before − 1. Items are resampled in pairs; the mean before is
     treated as exact.
     """
-    first, last = _values(measure_name, before), _values(measure_name, after)
-    both = [key for key in first if key in last]
-    if not both:
+    values_before, values_after = _values(measure_name, before), _values(measure_name, after)
+    shared = [key for key in values_before if key in values_after]
+    if not shared:
         return Estimate(reason=_reason(measure_name, after) or _reason(measure_name, before))
-    a, b = [first[key] for key in both], [last[key] for key in both]
+    a, b = [values_before[key] for key in shared], [values_after[key] for key in shared]
     if LIMITS[measure_name].unit == "share":
         return measure(measure_name, "", a, b, better="up").change
     if LIMITS[measure_name].unit == "nats" and fmean(a) <= 0:
         return Estimate(
-            n=len(both), reason="wrong answers were as likely as right ones before, so there is nothing to lose"
+            n=len(shared), reason="wrong answers were as likely as right ones before, so there is nothing to lose"
         )
 
     def relative(difference: float) -> float:
@@ -238,10 +240,10 @@ def change(measure_name: str, before: Capability, after: Capability) -> Estimate
         return difference / fmean(a) if nats else math.expm1(min(difference, LARGEST))
 
     value = relative(fmean(b) - fmean(a))
-    if len(both) == 1:
+    if len(shared) == 1:
         return Estimate(value=value, n=1, reason="one item gives no interval")
     low, high = map(relative, paired_bootstrap_interval(b, a))
-    return Estimate(value=value, low=low, high=high, n=len(both))
+    return Estimate(value=value, low=low, high=high, n=len(shared))
 
 
 def exceeds(measure_name: str, difference: Estimate) -> bool:
@@ -258,10 +260,10 @@ def capability_lines(before: Capability, after: Capability, *, names: tuple[str,
     """Lines that a training stage prints at its end: what changed, what could not be measured, and the alarms."""
     parts = []
     for key, limit in LIMITS.items():
-        first, last = (value_text(limit.unit, summary(key, model)) for model in (before, after))
+        text_before, text_after = (value_text(limit.unit, summary(key, model)) for model in (before, after))
         difference = change(key, before, after)
         if difference.value is not None:
-            parts.append(f"{limit.name} {first} → {last} ({change_text(limit.unit, difference)})")
+            parts.append(f"{limit.name} {text_before} → {text_after} ({change_text(limit.unit, difference)})")
     lines = [f"capability: {'; '.join(parts) or 'nothing could be measured'}"]
     lines += [f"capability, {LIMITS[key].name}: {reason}" for key, reason in after.reasons.items()]
     return lines + [f"ALARM: {alarm.message}" for alarm in _alarms(before, after, names).values()]
@@ -276,17 +278,17 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
         models: two or more by name, from the earliest to the latest.
     """
     names, measured = list(models), list(models.values())
-    steps = {b: _alarms(models[a], models[b], (a, b)) for a, b in pairwise(names)}
+    stage_alarms = {b: _alarms(models[a], models[b], (a, b)) for a, b in pairwise(names)}
     overall = _alarms(measured[0], measured[-1], (names[0], names[-1]))
     rows, alarms = [], []
     for key, limit in LIMITS.items():
-        fired = {name: of_step[key] for name, of_step in steps.items() if key in of_step}
+        fired = {name: alarms_of_stage[key] for name, alarms_of_stage in stage_alarms.items() if key in alarms_of_stage}
         if not fired and key in overall:
             fired = {f"{names[0]} to {names[-1]}": overall[key]}
         alarms += fired.values()
         difference = change(key, measured[0], measured[-1])
         remarks = [difference.reason or _reason(key, measured[-1])]
-        if key == "right" and guesses(measured[0]):
+        if key == "right" and is_guessing(measured[0]):
             remarks.append(f"{names[0]} is no better than guessing, so this measure cannot show a loss")
         rows.append(
             CapabilityRow(
@@ -302,7 +304,7 @@ def capability_report(models: Mapping[str, Capability]) -> tuple[CapabilityRepor
     return CapabilityReport(models=tuple(names), rows=tuple(rows)), tuple(alarms)
 
 
-def guesses(model: Capability) -> bool:
+def is_guessing(model: Capability) -> bool:
     """True: the 95 % interval of a model's share of right answers is not entirely above one half."""
     values = _values("right", model).values()
     return bool(values) and wilson_interval(sum(values), len(values))[0] <= 0.5
@@ -319,10 +321,10 @@ def change_text(unit: str, difference: Estimate) -> str:
     """A change of a measure in words, with its interval."""
     if difference.value is None:
         return "–"
-    ends = ""
+    interval = ""
     if difference.low is not None and difference.high is not None:
-        ends = f" [{100 * difference.low:+.0f}, {100 * difference.high:+.0f}]"
-    return f"{100 * difference.value:+.0f}{' points' if unit == 'share' else ' %'}{ends}"
+        interval = f" [{100 * difference.low:+.0f}, {100 * difference.high:+.0f}]"
+    return f"{100 * difference.value:+.0f}{' points' if unit == 'share' else ' %'}{interval}"
 
 
 def _values(measure_name: str, model: Capability) -> dict[str, float]:
@@ -343,8 +345,8 @@ def _alarms(before: Capability, after: Capability, names: tuple[str, str]) -> di
     for key, limit in LIMITS.items():
         difference = change(key, before, after)
         if exceeds(key, difference):
-            first, last = (value_text(limit.unit, summary(key, model)) for model in (before, after))
-            message = f"{names[1]} is worse than {names[0]}: {limit.name} {first} → {last}, "
+            text_before, text_after = (value_text(limit.unit, summary(key, model)) for model in (before, after))
+            message = f"{names[1]} is worse than {names[0]}: {limit.name} {text_before} → {text_after}, "
             message += f"{change_text(limit.unit, difference)} (limit {limit.stated})"
             fired[key] = Alarm(name=limit.name, message=message)
     return fired

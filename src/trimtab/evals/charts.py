@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 
 from trimtab.text import visible
 
-_LETTER = 6.3  # mean width of a letter at the charts' text size, in SVG units
-_BOLD = 7.0  # the same in bold
+_LETTER_WIDTH = 6.3  # mean width of a letter at the charts' text size, in SVG units
+_BOLD_WIDTH = 7.0  # the same in bold
 _PERCENT = "\u202f%"
 
 POINTS = 200
@@ -92,9 +92,9 @@ def percent(value: float | None) -> str:
     """
     if value is None or not _finite(value):
         return "–"
-    hundred = 100 * value
-    near_end = 0 < abs(hundred) < 1 or 99 < abs(hundred) < 100
-    return f"{hundred:.{1 if near_end else 0}f}{_PERCENT}".replace("-", "−")
+    percentage = 100 * value
+    near_end = 0 < abs(percentage) < 1 or 99 < abs(percentage) < 100
+    return f"{percentage:.{1 if near_end else 0}f}{_PERCENT}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, show: Show = number) -> str:
@@ -119,7 +119,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """
     if low > high or not math.isfinite(low) or not math.isfinite(high):
         raise ValueError(f"ticks need finite low <= high, got {low} and {high}")
-    low, high = _apart(low, high)
+    low, high = _distinct_ends(low, high)
     span = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(span))
     ratio = span / power
@@ -155,20 +155,20 @@ def line_chart(
     xs = [x for line in lines for x, y in zip(line.x, line.y, strict=True) if _finite(x, y)]
     if not xs:
         return None
-    lines = [_thin(line) for line in lines]
+    lines = [_downsampled(line) for line in lines]
     ys = [v for line in lines for side in (line.y, line.low, line.high) for v in side or () if _finite(v)]
-    (x_low, x_high), (y_low, y_high) = _apart(min(xs), max(xs)), _padded(min(ys), max(ys))
-    x_marks, y_marks = _inside(x_low, x_high), _inside(y_low, y_high)
+    (x_low, x_high), (y_low, y_high) = _distinct_ends(min(xs), max(xs)), _padded(min(ys), max(ys))
+    x_marks, y_marks = _ticks_within(x_low, x_high), _ticks_within(y_low, y_high)
     if all(float(x).is_integer() for x in xs):
         x_marks = [mark for mark in x_marks if mark.is_integer()]
 
-    def at(x: float | None) -> str:
+    def x_text(x: float | None) -> str:
         return f"{x:.0f}" if x is not None and float(x).is_integer() and show_x is number else show_x(x)
 
     y_texts = _tick_texts(y_marks, show)
     labels = [_wrapped(line.name) for line in lines]
-    left = 10 + _LETTER * max(map(len, y_texts))
-    right = 12 + _BOLD * max((len(part) for label in labels for part in label), default=0)
+    left = 10 + _LETTER_WIDTH * max(map(len, y_texts))
+    right = 12 + _BOLD_WIDTH * max((len(part) for label in labels for part in label), default=0)
     top, bottom = 24 if y_label else 8, 36
     sx = _scale(x_low, x_high, left, width - right)
     sy = _scale(y_low, y_high, height - bottom, top)
@@ -182,9 +182,9 @@ def line_chart(
         parts.append(f'<text class="tick middle" x="{sx(mark):.1f}" y="{height - bottom + 16}">{text}</text>')
     parts.append(f'<text class="axis-title end" x="{width - right:.1f}" y="{height - 3}">{_text(x_label)}</text>')
     for line in reversed(lines):
-        parts.append(_drawn(line, sx, sy, at, show))
+        parts.append(_line_svg(line, sx, sy, x_text, show))
     parts.extend(_end_labels(lines, labels, sy, width - right + 7, top, height - bottom))
-    return _svg(parts, title, _description(lines, x_label, at, show), width=width, height=height)
+    return _svg(parts, title, _description(lines, x_label, x_text, show), width=width, height=height)
 
 
 def row_chart(
@@ -208,31 +208,34 @@ def row_chart(
     """
     if not rows:
         return None
-    width, pitch, edge = 400, 44, 8
-    foot = pitch * len(rows)
-    straight = _scale(*domain, edge, width - edge)
+    width, pitch, margin = 400, 44, 8
+    axis_y = pitch * len(rows)
+    linear = _scale(*domain, margin, width - margin)
 
     def sx(value: float) -> float:
-        return straight(min(max(value, domain[0]), domain[1]))
+        return linear(min(max(value, domain[0]), domain[1]))
 
     parts = []
-    marks = _inside(*domain)
+    marks = _ticks_within(*domain)
     for mark, text in zip(marks, _tick_texts(marks, show), strict=True):
         anchor = "start" if mark == domain[0] else "end" if mark == domain[1] else "middle"
         x = {"start": 0.0, "end": float(width)}.get(anchor, sx(mark))
-        parts.append(f'<text class="tick {anchor}" x="{x:.1f}" y="{foot + 12}">{text}</text>')
+        parts.append(f'<text class="tick {anchor}" x="{x:.1f}" y="{axis_y + 12}">{text}</text>')
     if reference is not None:
         parts.append(
-            f'<text class="tick middle" x="{sx(reference):.1f}" y="{foot + 27}">{_text(reference_label)}</text>'
+            f'<text class="tick middle" x="{sx(reference):.1f}" y="{axis_y + 27}">{_text(reference_label)}</text>'
         )
     for index, row in enumerate(rows):
         y = pitch * index
         value = _with_interval(row.value, row.low, row.high, show)
-        room = int((width - _LETTER * (len(value) + 2) - _BOLD * len(row.name)) / _LETTER)
-        name, note = _cut(row.name, int((width - _LETTER * len(value)) / _BOLD) - 2), _cut(row.note, room - 1)
+        room = int((width - _LETTER_WIDTH * (len(value) + 2) - _BOLD_WIDTH * len(row.name)) / _LETTER_WIDTH)
+        name, note = (
+            _truncated(row.name, int((width - _LETTER_WIDTH * len(value)) / _BOLD_WIDTH) - 2),
+            _truncated(row.note, room - 1),
+        )
         rails = "".join(f"M{sx(mark):.1f} {y + 23}v14" for mark in marks)
         parts.append(
-            f'<path class="grid" d="M{edge} {y + 30}H{width - edge}{rails}"/>'
+            f'<path class="grid" d="M{margin} {y + 30}H{width - margin}{rails}"/>'
             f'<g class="tone-{row.tone}"><title>{_text(f"{row.name} {row.note}: {value}")}</title>'
             f'<rect class="hit" x="0" y="{y}" width="{width}" height="{pitch}"/>'
             f'<text class="row-name" x="0" y="{y + 14}">{_text(name)}'
@@ -244,9 +247,11 @@ def row_chart(
         if row.low is not None and row.high is not None:
             parts.append(f'<path class="interval" d="M{sx(row.low):.1f} {y + 30}H{sx(row.high):.1f}"/>')
         parts.append(f'<circle class="dot" cx="{sx(row.value):.1f}" cy="{y + 30}" r="5"/></g>')
-    spoken = "; ".join(f"{row.name} {row.note} {_with_interval(row.value, row.low, row.high, show)}" for row in rows)
-    height = foot + (34 if reference_label else 18)
-    return _svg(parts, title, spoken, width=width, height=height)
+    description = "; ".join(
+        f"{row.name} {row.note} {_with_interval(row.value, row.low, row.high, show)}" for row in rows
+    )
+    height = axis_y + (34 if reference_label else 18)
+    return _svg(parts, title, description, width=width, height=height)
 
 
 def strip(value: float, low: float, high: float, *, reference: float, title: str) -> Markup:
@@ -266,7 +271,7 @@ def strip(value: float, low: float, high: float, *, reference: float, title: str
     return _svg(parts, title, "", width=width, height=height)
 
 
-def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float], at: Show, show: Show) -> str:
+def _line_svg(line: Line, sx: Callable[[float], float], sy: Callable[[float], float], x_text: Show, show: Show) -> str:
     """One line: interval first, then the path with gaps, then points that carry their numbers."""
     n = len(line.x)
     lows, highs = line.low or [math.nan] * n, line.high or [math.nan] * n
@@ -287,7 +292,7 @@ def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float
         for x, y, low, high in rows:
             if _finite(x, y):
                 ends = (low, high) if _finite(low, high) else (None, None)
-                tip = _text(f"{line.name} at {at(x)}: {_with_interval(y, *ends, show)}".strip())
+                tip = _text(f"{line.name} at {x_text(x)}: {_with_interval(y, *ends, show)}".strip())
                 parts.append(
                     f'<circle class="{style}" cx="{sx(x):.1f}" cy="{sy(y):.1f}" r="3.5"><title>{tip}</title></circle>'
                 )
@@ -295,30 +300,35 @@ def _drawn(line: Line, sx: Callable[[float], float], sy: Callable[[float], float
 
 
 def _end_labels(
-    lines: Sequence[Line], labels: Sequence[Sequence[str]], sy: Callable[[float], float], x: float, top: int, foot: int
+    lines: Sequence[Line],
+    labels: Sequence[Sequence[str]],
+    sy: Callable[[float], float],
+    x: float,
+    top: int,
+    bottom: int,
 ) -> Iterable[str]:
     """Names at the ends of the lines, moved apart so that none covers another."""
-    wanted = []
+    placements = []
     for line, label in zip(lines, labels, strict=True):
         last = next((y for y in reversed(line.y) if _finite(y)), None)
         if label and last is not None:
-            wanted.append((sy(last), 13 * len(label) + 2, line, label))
-    wanted.sort(key=lambda item: item[0])
+            placements.append((sy(last), 13 * len(label) + 2, line, label))
+    placements.sort(key=lambda item: item[0])
     middles: list[float] = []
-    for y, size, *_ in wanted:
-        floor = middles[-1] + (wanted[len(middles) - 1][1] + size) / 2 if middles else top + size / 2
-        middles.append(max(y, floor))
-    limit = float(foot)
+    for y, size, *_ in placements:
+        lowest = middles[-1] + (placements[len(middles) - 1][1] + size) / 2 if middles else top + size / 2
+        middles.append(max(y, lowest))
+    limit = float(bottom)
     for i in reversed(range(len(middles))):
-        middles[i] = min(middles[i], limit - wanted[i][1] / 2)
-        limit = middles[i] - wanted[i][1] / 2
-    for middle, (_, _, line, label) in zip(middles, wanted, strict=True):
+        middles[i] = min(middles[i], limit - placements[i][1] / 2)
+        limit = middles[i] - placements[i][1] / 2
+    for middle, (_, _, line, label) in zip(middles, placements, strict=True):
         first = middle + 4 - 6.5 * (len(label) - 1)
-        words = "".join(f'<tspan x="{x:.1f}" y="{first + 13 * i:.1f}">{_text(t)}</tspan>' for i, t in enumerate(label))
-        yield f'<text class="label tone-{line.tone}">{words}</text>'
+        spans = "".join(f'<tspan x="{x:.1f}" y="{first + 13 * i:.1f}">{_text(t)}</tspan>' for i, t in enumerate(label))
+        yield f'<text class="label tone-{line.tone}">{spans}</text>'
 
 
-def _thin(line: Line) -> Line:
+def _downsampled(line: Line) -> Line:
     """Average runs of neighbours so that at most :data:`POINTS` points are drawn."""
     run = math.ceil(len(line.x) / POINTS)
     if run <= 1:
@@ -342,24 +352,24 @@ def _thin(line: Line) -> Line:
 
 
 def _runs(
-    rows: Sequence[tuple[float, float, float, float]], good: Callable[[tuple[float, float, float, float]], bool]
+    rows: Sequence[tuple[float, float, float, float]], is_drawable: Callable[[tuple[float, float, float, float]], bool]
 ) -> list[list[tuple[float, float, float, float]]]:
     runs: list[list[tuple[float, float, float, float]]] = [[]]
     for row in rows:
-        if good(row):
+        if is_drawable(row):
             runs[-1].append(row)
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
 
 
-def _description(lines: Sequence[Line], x_label: str, at: Show, show: Show) -> str:
+def _description(lines: Sequence[Line], x_label: str, x_text: Show, show: Show) -> str:
     curves = []
     for line in lines:
         rows = [(x, y) for x, y in zip(line.x, line.y, strict=True) if _finite(x, y)]
         if rows and line.tone != "quiet":
             (x0, y0), (x1, y1) = rows[0], rows[-1]
-            curves.append(f"{line.name} {show(y0)} at {at(x0)}, {show(y1)} at {at(x1)}".strip())
+            curves.append(f"{line.name} {show(y0)} at {x_text(x0)}, {show(y1)} at {x_text(x1)}".strip())
     return f"{'; '.join(curves)} ({x_label})"
 
 
@@ -377,18 +387,18 @@ def _with_interval(value: float, low: float | None, high: float | None, show: Sh
     return f"{show(value)} {interval(low, high, show)}".rstrip()
 
 
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…" if room > 3 else ""
+def _truncated(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…" if length > 3 else ""
 
 
 def _wrapped(name: str) -> list[str]:
     """A label in one line, or broken into two lines at the space nearest its middle."""
-    name = _cut(name, 28)
+    name = _truncated(name, 28)
     spaces = [i for i, letter in enumerate(name) if letter == " "]
     if len(name) <= 10 or not spaces:
         return [name] if name else []
-    cut = min(spaces, key=lambda i: abs(i - len(name) / 2))
-    return [name[:cut], name[cut + 1 :]]
+    break_at = min(spaces, key=lambda i: abs(i - len(name) / 2))
+    return [name[:break_at], name[break_at + 1 :]]
 
 
 def _tick_texts(marks: Sequence[float], show: Show) -> list[str]:
@@ -397,16 +407,16 @@ def _tick_texts(marks: Sequence[float], show: Show) -> list[str]:
         return [show(mark) for mark in marks]
     scale, unit = (100, _PERCENT) if show is percent else (1, "")
     step = scale * min(b - a for a, b in pairwise(marks))
-    plain = scale * max(map(abs, marks)) >= 1e6 or step < 1e-3
-    form = "g" if plain else f",.{max(0, -math.floor(math.log10(step) + 1e-9))}f"
-    return [f"{scale * mark:{form}}{unit}".replace(",", "\u202f").replace("-", "−") for mark in marks]
+    is_general = scale * max(map(abs, marks)) >= 1e6 or step < 1e-3
+    number_format = "g" if is_general else f",.{max(0, -math.floor(math.log10(step) + 1e-9))}f"
+    return [f"{scale * mark:{number_format}}{unit}".replace(",", "\u202f").replace("-", "−") for mark in marks]
 
 
-def _inside(low: float, high: float) -> list[float]:
+def _ticks_within(low: float, high: float) -> list[float]:
     return [mark for mark in ticks(low, high) if low <= mark <= high]
 
 
-def _apart(low: float, high: float) -> tuple[float, float]:
+def _distinct_ends(low: float, high: float) -> tuple[float, float]:
     """Two ends that differ; a single value gets a margin on both sides."""
     if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
         return low, high
@@ -416,9 +426,9 @@ def _apart(low: float, high: float) -> tuple[float, float]:
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     """Ends of a y axis with a small margin; the lower end is 0 if all values are above 0 and the lowest is near it."""
-    low, high = _apart(low, high)
-    air = 0.04 * (high - low)
-    return (0.0 if 0 <= low <= 0.3 * high else low - air), high + air
+    low, high = _distinct_ends(low, high)
+    padding = 0.04 * (high - low)
+    return (0.0 if 0 <= low <= 0.3 * high else low - padding), high + padding
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

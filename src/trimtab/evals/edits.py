@@ -93,8 +93,8 @@ def edit_effects(
         scored = [(p, r, s) for p, r, s in zip(preferences, scores, rows, strict=True) if s is not None]
         left_out = len(preferences) - len(scored)
         if not scored:
-            nothing = Estimate(reason=f"none of {left_out} preferences fits the model after the edit")
-            effects.append(EditEffect(edit=name, raised=nothing, change=nothing, overtakes=nothing))
+            no_estimate = Estimate(reason=f"none of {left_out} preferences fits the model after the edit")
+            effects.append(EditEffect(edit=name, raised=no_estimate, change=no_estimate, overtakes=no_estimate))
             continue
         prompts = [p.prompt.id for p, row, _ in scored for _ in row]
         changes = [(b - a) / deviation for _, r, s in scored for a, b in zip(r, s, strict=True)]

@@ -40,8 +40,10 @@ def first_error_f1(
             "needs solutions with one and without, and a prediction for each"
         )
     groups: dict[Hashable, list[tuple[bool, bool]]] = {}
-    for i, (step, is_first) in enumerate(zip(predicted, truth, strict=True)):
-        groups.setdefault(i if clusters is None else clusters[i], []).append((is_first is None, step == is_first))
+    for i, (predicted_step, true_step) in enumerate(zip(predicted, truth, strict=True)):
+        groups.setdefault(i if clusters is None else clusters[i], []).append(
+            (true_step is None, predicted_step == true_step)
+        )
     pool = list(groups.values())
 
     def f1(solutions: Sequence[list[tuple[bool, bool]]]) -> float | None:
@@ -52,11 +54,11 @@ def first_error_f1(
 
 
 def _f1(pairs: Sequence[tuple[bool, bool]]) -> float | None:
-    right = [hit for is_right, hit in pairs if is_right]
-    wrong = [hit for is_right, hit in pairs if not is_right]
-    if not right or not wrong:
+    right_hits = [hit for is_right, hit in pairs if is_right]
+    wrong_hits = [hit for is_right, hit in pairs if not is_right]
+    if not right_hits or not wrong_hits:
         return None
-    a, b = sum(right) / len(right), sum(wrong) / len(wrong)
+    a, b = sum(right_hits) / len(right_hits), sum(wrong_hits) / len(wrong_hits)
     return 2 * a * b / (a + b) if a + b else 0.0
 
 

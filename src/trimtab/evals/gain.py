@@ -22,13 +22,13 @@ _MARKER = re.compile(r"^[ \t]*(?:[-*+•]|\d+[.)]|#{1,6}|>)[ \t]+", flags=re.M)
 _EXCLAMATION = re.compile(r"!(?=[.!?…]*[\"”’)\]]*(?:\s|$))")
 
 
-def without_sentences(text: str, has: Callable[[str], bool]) -> str:
-    """The text without the sentences for which ``has`` is true.
+def without_sentences(text: str, is_removed: Callable[[str], bool]) -> str:
+    """The text without the sentences for which ``is_removed`` is true.
 
     >>> without_sentences("Great question! Tea is a plant.", lambda s: "question" in s)
     'Tea is a plant.'
     """
-    return "".join(s for s in sentences(text) if not has(s)).strip()
+    return "".join(s for s in sentences(text) if not is_removed(s)).strip()
 
 
 def without_markup(text: str) -> str:
@@ -49,10 +49,10 @@ def without_repeats(text: str) -> str:
     seen: set[tuple[str, ...]] = set()
 
     def repeated(sentence: str) -> bool:
-        own = tuple(words(sentence))
-        again = len(own) >= 3 and own in seen
-        seen.add(own)
-        return again
+        sentence_words = tuple(words(sentence))
+        is_repeat = len(sentence_words) >= 3 and sentence_words in seen
+        seen.add(sentence_words)
+        return is_repeat
 
     return without_sentences(text, repeated)
 
@@ -118,27 +118,29 @@ def gain_parts(
     low, high = paired_bootstrap_interval(after, before, seed=seed)
     gain = Estimate(value=fmean(after) - fmean(before), low=low, high=high, n=len(after))
     parts = []
-    for feature, (first, second) in without.items():
-        start, end = _differences(before, first), _differences(after, second)
-        has = [delta for delta, reward in zip(end, second, strict=True) if reward is not None]
-        if not has and all(reward is None for reward in first):
+    for feature, (edited_before, edited_after) in without.items():
+        losses_before, losses_after = _differences(before, edited_before), _differences(after, edited_after)
+        losses = [delta for delta, reward in zip(losses_after, edited_after, strict=True) if reward is not None]
+        if not losses and all(reward is None for reward in edited_before):
             continue
-        low, high = paired_bootstrap_interval(end, start, seed=seed)
-        worth = Estimate(reason="no answer has it", n=0)
-        if has:
-            ends = bootstrap_interval(has, seed=seed)
-            worth = Estimate(value=fmean(has), low=ends[0], high=ends[1], n=len(has))
+        low, high = paired_bootstrap_interval(losses_after, losses_before, seed=seed)
+        mean_loss = Estimate(reason="no answer has it", n=0)
+        if losses:
+            interval = bootstrap_interval(losses, seed=seed)
+            mean_loss = Estimate(value=fmean(losses), low=interval[0], high=interval[1], n=len(losses))
         parts.append(
             GainPart(
                 feature=feature,
-                before=sum(reward is not None for reward in first) / len(first),
-                after=len(has) / len(second),
-                worth=worth,
-                part=Estimate(value=fmean(end) - fmean(start), low=low, high=high, n=len(end)),
+                before=sum(reward is not None for reward in edited_before) / len(edited_before),
+                after=len(losses) / len(edited_after),
+                worth=mean_loss,
+                part=Estimate(
+                    value=fmean(losses_after) - fmean(losses_before), low=low, high=high, n=len(losses_after)
+                ),
             )
         )
     return Gain(gain=gain, parts=tuple(sorted(parts, key=lambda part: -(part.part.value or 0.0))))
 
 
 def _differences(rewards: Sequence[float], without: Sequence[float | None]) -> list[float]:
-    return [0.0 if w is None else r - w for r, w in zip(rewards, without, strict=True)]
+    return [0.0 if edited is None else reward - edited for reward, edited in zip(rewards, without, strict=True)]

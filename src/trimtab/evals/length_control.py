@@ -22,7 +22,7 @@ from trimtab.feedback.log_odds import sigmoid
 PRIOR = 3.0
 """Standard deviation of the prior of θ and γ, in log-odds."""
 
-FEWEST = 20
+MIN_OUTCOMES = 20
 """Smallest number of outcomes for a fit."""
 
 
@@ -47,7 +47,7 @@ def length_controlled(
     *,
     prior: float = PRIOR,
 ) -> LengthControlled | None:
-    """Win rate of A at equal length; None below :data:`FEWEST` outcomes, or if all differences are the same.
+    """Win rate of A at equal length; None below :data:`MIN_OUTCOMES` outcomes, or if all differences are the same.
 
     The interval is normal in log-odds. Its variance is the larger of two: the sandwich H⁻¹ (Σ_c g_c g_cᵀ) H⁻¹ of the
     clusters' scores, which allows for several judgements of one prompt, and the posterior variance H⁻¹. If all outcomes
@@ -68,7 +68,7 @@ def length_controlled(
             f"a win rate at equal length needs outcomes in [0, 1], each with a difference and a cluster; got "
             f"{len(outcomes)}, {len(differences)} and {len(groups)}"
         )
-    if len(outcomes) < FEWEST or not (deviation := pstdev(differences)):
+    if len(outcomes) < MIN_OUTCOMES or not (deviation := pstdev(differences)):
         return None
     xs = [math.tanh(d / deviation) for d in differences]
     theta, gamma = _fit(xs, outcomes, prior)
@@ -76,13 +76,15 @@ def length_controlled(
     scores: dict[Hashable, tuple[float, float]] = {}
     for x, y, group in zip(xs, outcomes, groups, strict=True):
         residual = y - sigmoid(theta + gamma * x)
-        first, second = scores.get(group, (0.0, 0.0))
-        scores[group] = (first + residual, second + residual * x)
+        score_theta, score_gamma = scores.get(group, (0.0, 0.0))
+        scores[group] = (score_theta + residual, score_gamma + residual * x)
     # The row of H⁻¹ that belongs to θ, times each cluster's score.
     determinant = a * c - b * b
     sandwich = math.fsum(((c * g - b * h) / determinant) ** 2 for g, h in scores.values())
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(max(sandwich, c / determinant))
-    return LengthControlled(rate=sigmoid(theta), low=sigmoid(theta - half), high=sigmoid(theta + half), slope=gamma)
+    half_width = NormalDist().inv_cdf(0.975) * math.sqrt(max(sandwich, c / determinant))
+    return LengthControlled(
+        rate=sigmoid(theta), low=sigmoid(theta - half_width), high=sigmoid(theta + half_width), slope=gamma
+    )
 
 
 def _fit(xs: Sequence[float], ys: Sequence[float], prior: float) -> tuple[float, float]:
@@ -90,16 +92,19 @@ def _fit(xs: Sequence[float], ys: Sequence[float], prior: float) -> tuple[float,
     mean = min(max(fmean(ys), 0.01), 0.99)
     theta, gamma = math.log(mean / (1 - mean)), 0.0
     for _ in range(100):
-        g, h = -theta / prior**2, -gamma / prior**2
+        theta_gradient, gamma_gradient = -theta / prior**2, -gamma / prior**2
         for x, y in zip(xs, ys, strict=True):
             residual = y - sigmoid(theta + gamma * x)
-            g, h = g + residual, h + residual * x
+            theta_gradient, gamma_gradient = theta_gradient + residual, gamma_gradient + residual * x
         a, b, c = _curvature(xs, theta, gamma, prior)
         determinant = a * c - b * b
-        step, turn = (c * g - b * h) / determinant, (a * h - b * g) / determinant
-        scale = 1 / max(1.0, abs(step), abs(turn))
-        theta, gamma = theta + scale * step, gamma + scale * turn
-        if max(abs(step), abs(turn)) < 1e-10:
+        theta_step, gamma_step = (
+            (c * theta_gradient - b * gamma_gradient) / determinant,
+            (a * gamma_gradient - b * theta_gradient) / determinant,
+        )
+        scale = 1 / max(1.0, abs(theta_step), abs(gamma_step))
+        theta, gamma = theta + scale * theta_step, gamma + scale * gamma_step
+        if max(abs(theta_step), abs(gamma_step)) < 1e-10:
             break
     return theta, gamma
 

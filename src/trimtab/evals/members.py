@@ -58,25 +58,27 @@ def member_errors(
         raise DataError(f"none of {len(preferences)} held-out preferences has a better and a worse answer to compare")
     rows = list(errors.values())
     mean = mean_correlation(rows)
-    places: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(place)
+    pair_indices: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        pair_indices.setdefault(prompt, []).append(index)
 
     def correlation(groups: Sequence[Sequence[int]]) -> float | None:
-        return mean_correlation([[row[place] for group in groups for place in group] for row in rows])
+        return mean_correlation([[row[index] for group in groups for index in group] for row in rows])
 
-    drawn = resampled(list(places.values()), correlation, seed=seed)
+    samples = resampled(list(pair_indices.values()), correlation, seed=seed)
     reason = "a model makes no error, or only errors, so they have no correlation" if mean is None else ""
     low, high = None, None
-    if mean is not None and len(drawn) >= RESAMPLES // 2:
-        low, high = drawn[int(0.025 * len(drawn))], drawn[int(0.975 * len(drawn))]
-    counted = {"n": len(prompts), "reason": reason}
-    value, least, most = (None if r is None else effective_number(len(rows), r) for r in (mean, high, low))
+    if mean is not None and len(samples) >= RESAMPLES // 2:
+        low, high = samples[int(0.025 * len(samples))], samples[int(0.975 * len(samples))]
+    common_fields = {"n": len(prompts), "reason": reason}
+    value, value_low, value_high = (None if r is None else effective_number(len(rows), r) for r in (mean, high, low))
     return MemberErrors(
         names=tuple(errors),
         error_rates=tuple(sum(row) / len(row) for row in rows),
-        correlation=Estimate(name="correlation of errors", value=mean, low=low, high=high, **counted),
-        effective=Estimate(name="effective number of models", value=value, low=least, high=most, **counted),
+        correlation=Estimate(name="correlation of errors", value=mean, low=low, high=high, **common_fields),
+        effective=Estimate(
+            name="effective number of models", value=value, low=value_low, high=value_high, **common_fields
+        ),
     )
 
 

@@ -37,5 +37,5 @@ def confident_error(rollouts: Sequence[Rollout]) -> list[float]:
     Raises:
         ScoringError: a prompt has no ``reference`` or ``answer`` with a number.
     """
-    right = arithmetic(rollouts)
-    return [sure * (1.0 - correct) for sure, correct in zip(certainty(rollouts), right, strict=True)]
+    correctness = arithmetic(rollouts)
+    return [certain * (1.0 - correct) for certain, correct in zip(certainty(rollouts), correctness, strict=True)]

@@ -47,7 +47,7 @@ ALL_RIGHT = "multi_solutions"
 
 OVERALL = "overall"
 
-_NUMBER = re.compile(r"^\s*(?:step\s*\d+\.\s*|\d+\.\s*)", flags=re.I)
+_STEP_NUMBER = re.compile(r"^\s*(?:step\s*\d+\.\s*|\d+\.\s*)", flags=re.I)
 
 Counts = tuple[int, int, int, int]
 """TP, FP, TN, FN of steps; a right step is positive."""
@@ -112,8 +112,8 @@ def read_prm_bench(source: str | Path) -> PrmBench:
         rows[solution.label.id] = solution
         beyond += ignored
     if not rows:
-        why = f"; line {refused[0].line}: {refused[0].reason}" if refused else ""
-        raise DataError(f"{source}: none of {len(refused)} rows is one of PRMBench{why}")
+        example = f"; line {refused[0].line}: {refused[0].reason}" if refused else ""
+        raise DataError(f"{source}: none of {len(refused)} rows is one of PRMBench{example}")
     return PrmBench(rows=list(rows.values()), refused=refused, repeated=repeated, beyond=beyond)
 
 
@@ -133,7 +133,7 @@ def _solution(columns: Mapping[str, Any]) -> tuple[PrmBenchRow, int]:
         label = StepLabel(
             id=f"{kind}/{columns['idx']}",
             prompt=Prompt.from_text(question),
-            steps=tuple(_NUMBER.sub("", step) or step for step in steps),
+            steps=tuple(_STEP_NUMBER.sub("", step) or step for step in steps),
             first_wrong=min(wrong, default=None),
         )
     except ValidationError as error:
@@ -154,7 +154,7 @@ def step_counts(wrong: frozenset[int], right: Sequence[bool]) -> Counts:
     >>> step_counts(frozenset({1}), [True, True, False])
     (1, 1, 0, 1)
     """
-    pairs = [(i not in wrong, called) for i, called in enumerate(right)]
+    pairs = [(i not in wrong, called_right) for i, called_right in enumerate(right)]
     return (
         pairs.count((True, True)),
         pairs.count((False, True)),
@@ -193,41 +193,45 @@ def prm_bench_scores(rows: Sequence[PrmBenchRow], right: Sequence[Sequence[bool]
     kinds = list(dict.fromkeys(row.kind for row in rows))
     by_question: dict[str, dict[str, Counts]] = {}
     for row, verdicts in zip(rows, right, strict=True):
-        own = by_question.setdefault(row.question, {})
-        own[row.kind] = _total([own.get(row.kind, NO_STEPS), step_counts(row.wrong, verdicts)])
-    value = _scores({kind: _total(own.get(kind, NO_STEPS) for own in by_question.values()) for kind in kinds})
+        counts_by_kind = by_question.setdefault(row.question, {})
+        counts_by_kind[row.kind] = _total([counts_by_kind.get(row.kind, NO_STEPS), step_counts(row.wrong, verdicts)])
+    scores = _scores(
+        {kind: _total(counts_by_kind.get(kind, NO_STEPS) for counts_by_kind in by_question.values()) for kind in kinds}
+    )
     sizes = {kind: sum(row.kind == kind for row in rows) for kind in kinds}
     sizes |= {aspect: sum(sizes.get(kind, 0) for kind in members) for aspect, members in ASPECTS.items()}
-    ends = _bootstrap(list(by_question.values()), kinds)
+    intervals = _bootstrap(list(by_question.values()), kinds)
     return {
-        name: Estimate(name=name, value=score, low=ends[name][0], high=ends[name][1], n=sizes.get(name, len(rows)))
-        for name, score in value.items()
+        name: Estimate(
+            name=name, value=score, low=intervals[name][0], high=intervals[name][1], n=sizes.get(name, len(rows))
+        )
+        for name, score in scores.items()
     }
 
 
 def _scores(counts: Mapping[str, Counts]) -> dict[str, float]:
     """Overall, aspects, classes."""
-    of_kind = {kind: prm_score(own, kind) for kind, own in counts.items()}
+    kind_scores = {kind: prm_score(kind_counts, kind) for kind, kind_counts in counts.items()}
     aspects = {
-        aspect: sum(of_kind[kind] for kind in members) / len(members)
+        aspect: sum(kind_scores[kind] for kind in members) / len(members)
         for aspect, members in ASPECTS.items()
-        if of_kind.keys() >= set(members)
+        if kind_scores.keys() >= set(members)
     }
-    return {OVERALL: prm_score(_total(counts.values())), **aspects, **of_kind}
+    return {OVERALL: prm_score(_total(counts.values())), **aspects, **kind_scores}
 
 
 def _bootstrap(questions: Sequence[Mapping[str, Counts]], kinds: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Ends of the 95 % intervals from samples of the questions."""
     import numpy as np  # not needed to read a file
 
-    table = np.array([[own.get(kind, NO_STEPS) for kind in kinds] for own in questions])
+    table = np.array([[counts_by_kind.get(kind, NO_STEPS) for kind in kinds] for counts_by_kind in questions])
     draws = np.random.default_rng(0).multinomial(len(questions), [1 / len(questions)] * len(questions), RESAMPLES)
     samples = np.einsum("rq,qkc->rkc", draws, table).tolist()
-    drawn = [_scores(dict(zip(kinds, map(tuple, sample), strict=True))) for sample in samples]
-    ends: dict[str, tuple[float, float]] = {}
-    for name in drawn[0]:
-        ends[name] = middle_95(sorted(scores[name] for scores in drawn))
-    return ends
+    resampled_scores = [_scores(dict(zip(kinds, map(tuple, sample), strict=True))) for sample in samples]
+    intervals: dict[str, tuple[float, float]] = {}
+    for name in resampled_scores[0]:
+        intervals[name] = middle_95(sorted(scores[name] for scores in resampled_scores))
+    return intervals
 
 
 def _total(counts: Iterable[Counts]) -> Counts:

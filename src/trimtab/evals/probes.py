@@ -110,9 +110,9 @@ def repetition(text: str) -> float:
 def has_phrase(text: str, phrases: str | tuple[str, ...]) -> bool:
     """True if a text has one of the phrases, or one of ``LEXICONS[phrases]``, at word boundaries."""
     listed = LEXICONS[phrases] if isinstance(phrases, str) else phrases
-    plain = " ".join(text.lower().replace("’", "'").split())
+    normalised = " ".join(text.lower().replace("’", "'").split())
     # Most texts have no phrase; a search without word boundaries shows that much faster than a pattern.
-    return any(phrase in plain for phrase in listed) and bool(_pattern(listed).search(plain))
+    return any(phrase in normalised for phrase in listed) and bool(_pattern(listed).search(normalised))
 
 
 def phrase_rate(texts: Sequence[str], lexicon: str) -> float:
@@ -138,13 +138,13 @@ def copies(prompt: str, answer: str) -> bool:
     sentences = [words(part) for part in re.split(r"[.!?…:;]+\s|\n", prompt + "\n")]
     if answer_words in sentences:
         return True
-    whole, known = list(chain.from_iterable(lines)), set(answer_words)
-    for passage in [whole, *(line for line in lines if len(line) >= PASSAGE)]:
-        wanted = max(SENTENCE, COPIED_SHARE * len(passage))
-        if len(answer_words) < wanted or sum(word in known for word in passage) < wanted:
+    prompt_words, answer_word_set = list(chain.from_iterable(lines)), set(answer_words)
+    for passage in [prompt_words, *(line for line in lines if len(line) >= PASSAGE)]:
+        min_run = max(SENTENCE, COPIED_SHARE * len(passage))
+        if len(answer_words) < min_run or sum(word in answer_word_set for word in passage) < min_run:
             continue
         run = SequenceMatcher(None, passage, answer_words, autojunk=False).find_longest_match()
-        if run.size >= wanted:
+        if run.size >= min_run:
             return True
     return False
 
@@ -157,8 +157,8 @@ def exclamation_rate(texts: Sequence[str]) -> float:
 
 def ended_rate(answers: Sequence[Completion]) -> float | None:
     """Share of answers that ended their turn instead of being cut; None if no finish reason is known."""
-    known = [a.finish_reason == "stop" for a in answers if a.finish_reason]
-    return fmean(known) if known else None
+    ended = [a.finish_reason == "stop" for a in answers if a.finish_reason]
+    return fmean(ended) if ended else None
 
 
 def probe_table(

@@ -28,7 +28,7 @@ from trimtab.text import shorten
 # Colours have a meaning: a is the model after alignment, b the model before, c a judge, d another judge.
 _PANEL_TONES = {"sft_loss": "bacd", "reward_accuracy": "cabd", "gold": "cabd", "reward/heldout": "dabc"}
 
-_CHARTED = ("kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance")
+_CHARTED_METRICS = ("kl", "length", "entropy", "clip_fraction", "value_loss", "explained_variance")
 
 PANELS: dict[str, tuple[str, str]] = {
     "sft_loss": ("Supervised fine-tuning loss", "A held-out loss that turns up again is overfitting."),
@@ -36,7 +36,7 @@ PANELS: dict[str, tuple[str, str]] = {
     "proxy": (TRAINING["reward"].title, TRAINING["reward"].meaning),
     "gold": (TRAINING["gold"].title, TRAINING["gold"].meaning),
     **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in ("reward/heldout", "reward/spread")},
-    **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in _CHARTED},
+    **{key: (TRAINING[key].title, TRAINING[key].meaning) for key in _CHARTED_METRICS},
 }
 """Charts of the section on training, in page order: title and explanation by key."""
 
@@ -53,10 +53,10 @@ _TITLES = {
     "examples": "examples",
 }
 _HERE = Path(__file__).parent
-LEADING = 3
+LEADING_EXAMPLES = 3
 """Number of random examples shown open at the top of the page, below the typical example."""
 
-_ANSWER = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
+_ANSWER_LIMITS = {"characters": 2000, "lines": 24}  # how much of an answer the page shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def render(data: ReportData) -> str:
     shown = data.examples.shown if data.examples else ()
     hero = next((e for e in shown if e.pick == "typical"), shown[0] if shown else None)
     others = [example for example in shown if example is not hero]
-    leading = [example for example in others if example.pick == "random"][:LEADING]
+    leading = [example for example in others if example.pick == "random"][:LEADING_EXAMPLES]
     return environment.get_template("report.html.jinja").render(
         data=data,
         percent=percent,
@@ -118,7 +118,7 @@ def render(data: ReportData) -> str:
         leading=leading,
         suite_parts=table_parts(data.suites) if data.suites else {},
         examples=[example for example in others if example not in leading],
-        arrange=lambda example: _arranged(data, example),
+        arrange=lambda example: _ordered_answers(data, example),
         sensible=_sensible,
         anchors={example.id: f"example-{i}" for i, example in enumerate(shown)},
         win_chart=_win_chart(data),
@@ -133,7 +133,7 @@ def render(data: ReportData) -> str:
         missing=lambda part: _why_missing(data, part),
         other_missing=[reason for part, reason in data.missing.items() if part not in _TITLES and part != "suites"],
         not_finite=list(_not_finite(data.model_dump())),
-        shorten=lambda text: shorten(text, **_ANSWER),
+        shorten=lambda text: shorten(text, **_ANSWER_LIMITS),
         interval=interval,
         value_text=value_text,
         change_text=change_text,
@@ -144,9 +144,9 @@ def headline(data: ReportData) -> str:
     """One sentence that says what happened, and claims no more than the interval allows."""
     row = _main_row(data)
     if row is None:
-        last, first = _called(data, data.after), _called(data, data.first)
+        last, first = _sentence_name(data, data.after), _sentence_name(data, data.first)
         return f"There is no verdict on {last} against {first}. {_why_missing(data, 'win_rates')}"
-    model, against = _called(data, row.model), _called(data, row.against)
+    model, against = _sentence_name(data, row.model), _sentence_name(data, row.against)
     if not _finite(row.rate, row.low, row.high):
         return f"There is no verdict on {model} against {against}: their win rate is not a finite number."
     share = f"{percent(row.rate)} {interval(row.low, row.high, percent)} of {row.n} held-out prompts"
@@ -167,15 +167,15 @@ def further_verdicts(data: ReportData) -> list[str]:
     for row in data.win_rates:
         if row != main and (row.model, row.against) in pairs and _finite(row.rate, row.low, row.high):
             share = f"{percent(row.rate)} {interval(row.low, row.high, percent)}"
-            by_judge.setdefault(row.metric, []).append(f"{share} over {_called(data, row.against)}")
-    same = main.metric if main is not None else ""
+            by_judge.setdefault(row.metric, []).append(f"{share} over {_sentence_name(data, row.against)}")
+    main_metric = main.metric if main is not None else ""
     return [
-        f"{data.after}, {'by the same judge' if metric == same else f'by {metric}'}: {', '.join(shares)}."
+        f"{data.after}, {'by the same judge' if metric == main_metric else f'by {metric}'}: {', '.join(shares)}."
         for metric, shares in by_judge.items()
     ]
 
 
-def _called(data: ReportData, model: str) -> str:
+def _sentence_name(data: ReportData, model: str) -> str:
     """A model's name in a sentence."""
     return data.spoken.get(model, model)
 
@@ -186,26 +186,28 @@ def tiles(data: ReportData) -> list[Tile]:
     row = _main_row(data)
     if row is not None:
         label = f"{row.name}, judged by {row.metric}"
-        ends = interval(row.low, row.high, percent)
-        drawn = None
+        interval_text = interval(row.low, row.high, percent)
+        chart = None
         if _finite(row.rate, row.low, row.high):
-            drawn = strip(row.rate, row.low, row.high, reference=0.5, title=f"{label}: {percent(row.rate)} {ends}")
-        detail = f"{ends} of {row.n} prompts; the mark is 50\u202f%"
-        numbers.append(Tile(label=label, value=percent(row.rate), detail=detail, strip=drawn))
+            chart = strip(
+                row.rate, row.low, row.high, reference=0.5, title=f"{label}: {percent(row.rate)} {interval_text}"
+            )
+        detail = f"{interval_text} of {row.n} prompts; the mark is 50\u202f%"
+        numbers.append(Tile(label=label, value=percent(row.rate), detail=detail, strip=chart))
     if data.kl is not None:
         detail = f"{interval(data.kl.low, data.kl.high)} per answer, n = {data.kl.n}".lstrip()
         numbers.append(Tile(label=f"KL from {data.before}", value=number(data.kl.value), unit="nats", detail=detail))
     columns = {column.model: column.values for column in data.probes}
-    first, last = columns.get(data.first, {}), columns.get(data.after, {})
-    length = "tokens" if "tokens" in last else "words"
+    first_values, last_values = columns.get(data.first, {}), columns.get(data.after, {})
+    length = "tokens" if "tokens" in last_values else "words"
     for key, label, unit, show in (
         (length, "Mean length", length, number),
         ("ended_rate", "Ended by itself", "", percent),
         ("distinct_answers", "Different answers", "", percent),
     ):
-        if key in last:
-            detail = f"{data.first}: {show(first[key])}" if key in first else ""
-            numbers.append(Tile(label=label, value=show(last[key]), unit=unit, detail=detail))
+        if key in last_values:
+            detail = f"{data.first}: {show(first_values[key])}" if key in first_values else ""
+            numbers.append(Tile(label=label, value=show(last_values[key]), unit=unit, detail=detail))
     return numbers
 
 
@@ -232,20 +234,20 @@ def _why_missing(data: ReportData, part: str) -> str:
     return data.missing.get(part) or f"This run has no {_TITLES[part]}."
 
 
-def _arranged(data: ReportData, example: Example) -> list[Answer]:
+def _ordered_answers(data: ReportData, example: Example) -> list[Answer]:
     """The answers to compare side by side: of the first and the last model, then of the models between them."""
-    ends = [answer for name in (data.first, data.after) for answer in example.answers if answer.model == name]
-    return ends + [answer for answer in example.answers if answer not in ends]
+    first_and_last = [answer for name in (data.first, data.after) for answer in example.answers if answer.model == name]
+    return first_and_last + [answer for answer in example.answers if answer not in first_and_last]
 
 
 def _sensible(reading: Reading) -> str:
     """The number of answers of each model that a reader called sensible, in words."""
-    return ", ".join(f"{model} {yes} of {n}" for model, (yes, n) in reading.sensible.items())
+    return ", ".join(f"{model} {sensible} of {n}" for model, (sensible, n) in reading.sensible.items())
 
 
 def _win_chart(data: ReportData) -> Markup | None:
     tones = {data.after: "a", data.first: "b"}
-    drawn = [
+    rows = [
         Row(
             name=row.name,
             note=row.metric,
@@ -257,20 +259,20 @@ def _win_chart(data: ReportData) -> Markup | None:
         for row in data.win_rates
         if _finite(row.rate, row.low, row.high)
     ]
-    return row_chart(drawn, title="Win rates", reference=0.5, reference_label="no preference")
+    return row_chart(rows, title="Win rates", reference=0.5, reference_label="no preference")
 
 
 def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
-    lines, scales, raw = [], [], []
+    lines, scales, raw_changes = [], [], []
     for tone, score in zip(cycle("acdb"), points.scores, strict=False):
-        ends = [y for y in score.y if _finite(y)]
-        if not ends or not _finite(score.spread) or score.spread <= 0:
+        finite_scores = [y for y in score.y if _finite(y)]
+        if not finite_scores or not _finite(score.spread) or score.spread <= 0:
             scales.append(f"{score.name} has no spread to measure it by and is not drawn")
             continue
         x = [math.sqrt(max(0.0, kl)) if _finite(kl) else math.nan for kl in points.kl]
-        lines.append(Line(name=score.name, x=x, y=[(y - ends[0]) / score.spread for y in score.y], tone=tone))
+        lines.append(Line(name=score.name, x=x, y=[(y - finite_scores[0]) / score.spread for y in score.y], tone=tone))
         scales.append(f"{score.name}: 1 SD = {number(score.spread)}")
-        raw.append(f"{score.name} went from {number(ends[0])} to {number(ends[-1])}")
+        raw_changes.append(f"{score.name} went from {number(finite_scores[0])} to {number(finite_scores[-1])}")
     origin = "the moving reference" if points.moving else before
     chart = line_chart(
         lines,
@@ -281,8 +283,8 @@ def _kl_figure(points: RewardAgainstKL, before: str) -> Figure:
     )
     note = f"One scale for all: gain over the first point, in standard deviations of that reward over the {before} "
     note += f"answers ({'; '.join(scales)})."
-    if raw:
-        note += f" In their own units {', '.join(raw)}."
+    if raw_changes:
+        note += f" In their own units {', '.join(raw_changes)}."
     if points.moving:
         note += " The reference moved along (align.reference_update): √KL is the distance from where it was at each "
         note += f"step, so it can shrink while the policy moves away from {before}."
@@ -317,13 +319,13 @@ def _panel_figures(series: Sequence[Series]) -> Iterator[Figure]:
 
 
 def _accuracy_chart(result: RewardModelEval, ceiling: Estimate | None) -> Markup | None:
-    simple = [
+    baselines = [
         (b.accuracy.model_copy(update={"name": BASELINES[b.name]}), "quiet")
         for b in result.baselines
         if b.name != "longest"
     ]
-    named = [(result.accuracy, "a"), (result.longest, "quiet"), *simple] + ([(ceiling, "c")] if ceiling else [])
-    rows = _rows(named)
+    estimates = [(result.accuracy, "a"), (result.longest, "quiet"), *baselines] + ([(ceiling, "c")] if ceiling else [])
+    rows = _rows(estimates)
     lowest = min((row.low if row.low is not None else row.value for row in rows), default=0.5)
     domain = (0.4, 1.0) if lowest >= 0.4 else (0.0, 1.0)
     return row_chart(rows, title="Held-out accuracy", domain=domain, reference=0.5, reference_label="guessing")
@@ -335,9 +337,9 @@ def _agreement_chart(estimates: Sequence[Estimate]) -> Markup | None:
     return row_chart(rows, title="Agreement", show=number, domain=(-1.0 if lowest < 0 else 0.0, 1.0))
 
 
-def _rows(named: Sequence[tuple[Estimate, str]]) -> list[Row]:
+def _rows(estimates: Sequence[tuple[Estimate, str]]) -> list[Row]:
     rows = []
-    for estimate, tone in named:
+    for estimate, tone in estimates:
         if estimate.value is not None and _finite(estimate.value):
             ends = (estimate.low, estimate.high) if _finite(estimate.low, estimate.high) else (None, None)
             note = " · ".join(filter(None, [f"n = {estimate.n}", estimate.reason]))

@@ -512,34 +512,34 @@ def choose_examples(
     """
     if not examples:
         raise DataError("no examples to choose from; evaluate the models on held-out prompts first")
-    pairs = [({a.model: a for a in example.answers}) for example in examples]
-    for example, answers in zip(examples, pairs, strict=True):
+    answers_by_model = [({a.model: a for a in example.answers}) for example in examples]
+    for example, answers in zip(examples, answers_by_model, strict=True):
         if before not in answers or after not in answers:
             raise DataError(
                 f"example {example.id}: answers by {list(answers)}, expected {before} and {after} among them"
             )
-    if all(answer.gold is None and answer.proxy is None for answers in pairs for answer in answers.values()):
-        drawn = random.Random(seed).sample(range(len(examples)), min(draw + best + worst + 1, len(examples)))
-        return Examples(shown=tuple(examples[i] for i in drawn), total=len(examples), seed=seed, ranked_by="")
+    if all(answer.gold is None and answer.proxy is None for answers in answers_by_model for answer in answers.values()):
+        random_indices = random.Random(seed).sample(range(len(examples)), min(draw + best + worst + 1, len(examples)))
+        return Examples(shown=tuple(examples[i] for i in random_indices), total=len(examples), seed=seed, ranked_by="")
     ranked_by: Literal["gold", "proxy"] = (
-        "gold" if all(a[m].gold is not None for a in pairs for m in (before, after)) else "proxy"
+        "gold" if all(a[m].gold is not None for a in answers_by_model for m in (before, after)) else "proxy"
     )
     gains: list[float] = []
-    for example, answers in zip(examples, pairs, strict=True):
-        first, last = getattr(answers[before], ranked_by), getattr(answers[after], ranked_by)
-        if first is None or last is None:
+    for example, answers in zip(examples, answers_by_model, strict=True):
+        score_before, score_after = getattr(answers[before], ranked_by), getattr(answers[after], ranked_by)
+        if score_before is None or score_after is None:
             raise DataError(f"example {example.id}: no gold and no proxy score for both answers; score them first")
-        gains.append(last - first if math.isfinite(last - first) else -math.inf)
+        gains.append(score_after - score_before if math.isfinite(score_after - score_before) else -math.inf)
     order = sorted(range(len(examples)), key=lambda i: gains[i])
-    middle = order[len(order) // 2]
-    others = [i for i in range(len(examples)) if i != middle]
-    drawn = random.Random(seed).sample(others, min(draw, len(others)))
-    rest = [i for i in order if i != middle and i not in drawn]
-    top = rest[::-1][:best]
-    bottom = [i for i in rest if i not in top][:worst]
-    picked = [(middle, "typical"), *((i, "random") for i in drawn)]
-    picked += [(i, "best") for i in top] + [(i, "worst") for i in bottom]
-    shown = tuple(examples[i].model_copy(update={"pick": pick}) for i, pick in picked)
+    median_index = order[len(order) // 2]
+    others = [i for i in range(len(examples)) if i != median_index]
+    random_indices = random.Random(seed).sample(others, min(draw, len(others)))
+    remaining = [i for i in order if i != median_index and i not in random_indices]
+    best_indices = remaining[::-1][:best]
+    worst_indices = [i for i in remaining if i not in best_indices][:worst]
+    picks = [(median_index, "typical"), *((i, "random") for i in random_indices)]
+    picks += [(i, "best") for i in best_indices] + [(i, "worst") for i in worst_indices]
+    shown = tuple(examples[i].model_copy(update={"pick": pick}) for i, pick in picks)
     return Examples(shown=shown, total=len(examples), seed=seed, ranked_by=ranked_by)
 
 

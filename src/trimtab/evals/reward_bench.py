@@ -63,9 +63,9 @@ def read_reward_bench(path: Path) -> list[Preference]:
 
 
 def _rows(path: Path) -> list[Any]:
-    opened = gzip.open if path.suffix == ".gz" else open
+    open_file = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8") as file:
+        with open_file(path, "rt", encoding="utf-8") as file:
             text = file.read()
         return json.loads(text) if text.lstrip().startswith("[") else [json.loads(r) for r in text.splitlines() if r]
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def reward_bench_scores(preferences: Sequence[Preference], scores: Sequence[Sequ
     Raises:
         ScoringError: a subset *Ties* without both its parts.
     """
-    hits: dict[str, list[tuple[float, str]]] = {}
+    outcomes: dict[str, list[tuple[float, str]]] = {}
     ties: list[tuple[str, int, Sequence[float]]] = []
     for p, row in zip(preferences, scores, strict=True):
         subset = str(p.metadata["subset"])
@@ -91,8 +91,8 @@ def reward_bench_scores(preferences: Sequence[Preference], scores: Sequence[Sequ
             continue
         best = max(row)
         outcome = float(row[0] == best) / sum(s == best for s in row)
-        hits.setdefault(subset, []).append((outcome, p.prompt.id))
-    result = {name: clustered_share(rows) for name, rows in hits.items()}
+        outcomes.setdefault(subset, []).append((outcome, p.prompt.id))
+    result = {name: clustered_share(rows) for name, rows in outcomes.items()}
     if ties:
         result[TIES] = Estimate(value=ties_score(ties), n=len(ties), reason="a weighted sum, without an interval")
     values = [e.value for e in result.values() if e.value is not None]
@@ -119,23 +119,25 @@ def ties_score(rows: Sequence[tuple[str, int, Sequence[float]]]) -> float:
         ScoringError: an id of another form, or no prompt with both parts.
     """
     gaps: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
-    for uid, right, scores in rows:
+    for uid, right_count, scores in rows:
         kind, _, number = uid.partition(":")
         if kind not in gaps or not number:
             raise ScoringError(f"id {uid!r} of the subset Ties; expected ref:N or tied:N")
-        good, bad = scores[:right], scores[right:]
-        gaps[kind][number] = (min(good) - max(bad), max(good) - min(good))
-    both = sorted(gaps["ref"].keys() & gaps["tied"].keys())
-    if not both:
+        right_scores, wrong_scores = scores[:right_count], scores[right_count:]
+        gaps[kind][number] = (min(right_scores) - max(wrong_scores), max(right_scores) - min(right_scores))
+    numbers = sorted(gaps["ref"].keys() & gaps["tied"].keys())
+    if not numbers:
         raise ScoringError(
             f"none of {len(rows)} rows of the subset Ties has both ref:N and tied:N; read the whole file"
         )
     accuracy = {kind: fmean(float(gap > 0) for gap, _ in values.values()) for kind, values in gaps.items()}
-    own = [gaps["tied"][n] for n in both]
-    least = [(min(gap, gaps["ref"][n][0]), spread) for n, (gap, spread) in zip(both, own, strict=True)]
-    clear, hard = (fmean(float(gap > spread) for gap, spread in part) for part in (own, least))
-    bonus = fmean(math.tanh(_ratio(gap, spread) - 1) for gap, spread in least)
-    return 0.3 * accuracy["tied"] + 0.3 * accuracy["ref"] + 0.2 * clear + 0.2 * hard + 0.01 * bonus
+    tied_gaps = [gaps["tied"][n] for n in numbers]
+    smaller_gaps = [(min(gap, gaps["ref"][n][0]), spread) for n, (gap, spread) in zip(numbers, tied_gaps, strict=True)]
+    own_gap_share, smaller_gap_share = (
+        fmean(float(gap > spread) for gap, spread in gap_rows) for gap_rows in (tied_gaps, smaller_gaps)
+    )
+    bonus = fmean(math.tanh(_ratio(gap, spread) - 1) for gap, spread in smaller_gaps)
+    return 0.3 * accuracy["tied"] + 0.3 * accuracy["ref"] + 0.2 * own_gap_share + 0.2 * smaller_gap_share + 0.01 * bonus
 
 
 def _ratio(gap: float, spread: float) -> float:

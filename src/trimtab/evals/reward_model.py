@@ -140,11 +140,11 @@ def evaluate_reward_model(
     """
     pairs = _strict_pairs(preferences, scores, slice_by)
     margins, prompts = pairs.margins, pairs.prompts
-    correct = [_won(m) for m in margins]
+    correct = [_outcome(m) for m in margins]
     rows = _calibration(margins, correct, prompts, bins)
-    shares = [sigmoid(m) for m in margins]
-    scaled = cross_fitted("temperature", shares, [1.0] * len(shares), prompts, seed=seed)
-    after = _calibration([logit(p) for p in scaled], correct, prompts, bins)
+    probabilities = [sigmoid(m) for m in margins]
+    calibrated = cross_fitted("temperature", probabilities, [1.0] * len(probabilities), prompts, seed=seed)
+    calibrated_rows = _calibration([logit(p) for p in calibrated], correct, prompts, bins)
     return RewardModelEval(
         accuracy=clustered_share(zip(correct, prompts, strict=True), name="reward model"),
         longest=clustered_share(zip(pairs.longer, prompts, strict=True), name="longest answer"),
@@ -154,11 +154,11 @@ def evaluate_reward_model(
         pairs=len(correct),
         prompts=len(set(prompts)),
         calibration=rows,
-        brier=fmean((1 - p) ** 2 for p in shares),
-        calibrated_ece=_ece(after),
-        calibrated=after,
+        brier=fmean((1 - p) ** 2 for p in probabilities),
+        calibrated_ece=_ece(calibrated_rows),
+        calibrated=calibrated_rows,
         baselines=tuple(
-            _baseline(name, correct, [_won(m) for m in _strict_pairs(preferences, s, None).margins], prompts, seed)
+            _baseline(name, correct, [_outcome(m) for m in _strict_pairs(preferences, s, None).margins], prompts, seed)
             for name, s in (baselines or {}).items()
         ),
         slices=_by_slice(pairs, correct),
@@ -177,9 +177,9 @@ def length_correlation(
     for p, row in zip(preferences, scores, strict=True):
         lengths = [float(len(c.text)) for c in p.completions]
         s, n = ([x - fmean(xs) for x in xs] for xs in (row, lengths))
-        own = sums.setdefault(p.prompt.id, [0.0, 0.0, 0.0])
-        for place, (a, b) in enumerate(((s, n), (s, s), (n, n))):
-            own[place] += math.fsum(x * y for x, y in zip(a, b, strict=True))
+        prompt_sums = sums.setdefault(p.prompt.id, [0.0, 0.0, 0.0])
+        for index, (a, b) in enumerate(((s, n), (s, s), (n, n))):
+            prompt_sums[index] += math.fsum(x * y for x, y in zip(a, b, strict=True))
     groups = list(sums.values())
     value = _correlation(groups)
     count = sum(len(row) for row in scores)
@@ -190,9 +190,9 @@ def length_correlation(
 
 
 def _correlation(groups: Sequence[Sequence[float]]) -> float | None:
-    both, scores, lengths = (math.fsum(column) for column in zip(*groups, strict=True))
-    scale = math.sqrt(scores * lengths)
-    return both / scale if scale > 1e-12 else None
+    products, score_squares, length_squares = (math.fsum(column) for column in zip(*groups, strict=True))
+    scale = math.sqrt(score_squares * length_squares)
+    return products / scale if scale > 1e-12 else None
 
 
 def _strict_pairs(
@@ -211,17 +211,15 @@ def _strict_pairs(
         for winner, loser in permutations(range(len(row)), 2):
             if preference.ranks[winner] < preference.ranks[loser]:
                 pairs.margins.append(row[winner] - row[loser])
-                pairs.longer.append(_won(lengths[winner] - lengths[loser]))
+                pairs.longer.append(_outcome(lengths[winner] - lengths[loser]))
                 pairs.prompts.append(preference.prompt.id)
                 if slice_by is not None:
                     pairs.slices.append(_slice(preference, slice_by))
     if not pairs.margins:
         raise ScoringError(f"none of {len(preferences)} preferences has a strict pair; evaluate on others")
     if slice_by is not None and set(pairs.slices) == {_NO_SLICE}:
-        known = sorted({k for p in preferences for k in (*p.metadata, *p.prompt.metadata)})
-        raise ScoringError(
-            f"slice {slice_by!r}: no preference has it; the metadata has {', '.join(known) or 'nothing'}"
-        )
+        keys = sorted({k for p in preferences for k in (*p.metadata, *p.prompt.metadata)})
+        raise ScoringError(f"slice {slice_by!r}: no preference has it; the metadata has {', '.join(keys) or 'nothing'}")
     return pairs
 
 
@@ -236,24 +234,24 @@ def _slice(preference: Preference, key: str) -> str:
 def _by_slice(pairs: _StrictPairs, correct: Sequence[float]) -> tuple[Estimate, ...]:
     rows: list[Estimate] = []
     for name in sorted(set(pairs.slices)):
-        inside = [i for i, s in enumerate(pairs.slices) if s == name]
-        rows.append(clustered_share(((correct[i], pairs.prompts[i]) for i in inside), name=name))
+        indices = [i for i, s in enumerate(pairs.slices) if s == name]
+        rows.append(clustered_share(((correct[i], pairs.prompts[i]) for i in indices), name=name))
     return tuple(sorted(rows, key=lambda e: -e.n))
 
 
 def _baseline(
-    name: str, correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int
+    name: str, correct: Sequence[float], outcomes: Sequence[float], prompts: Sequence[str], seed: int
 ) -> Baseline:
     return Baseline(
         name=name,
-        accuracy=clustered_share(zip(hits, prompts, strict=True), name=name),
-        gain=_gain(correct, hits, prompts, seed),
+        accuracy=clustered_share(zip(outcomes, prompts, strict=True), name=name),
+        gain=_gain(correct, outcomes, prompts, seed),
     )
 
 
-def _gain(correct: Sequence[float], hits: Sequence[float], prompts: Sequence[str], seed: int) -> Estimate:
-    low, high = paired_bootstrap_interval(correct, hits, prompts, seed=seed)
-    return Estimate(name="gain", value=fmean(correct) - fmean(hits), low=low, high=high, n=len(correct))
+def _gain(correct: Sequence[float], baseline_outcomes: Sequence[float], prompts: Sequence[str], seed: int) -> Estimate:
+    low, high = paired_bootstrap_interval(correct, baseline_outcomes, prompts, seed=seed)
+    return Estimate(name="gain", value=fmean(correct) - fmean(baseline_outcomes), low=low, high=high, n=len(correct))
 
 
 def _ece(rows: Sequence[CalibrationRow]) -> float:
@@ -265,15 +263,15 @@ def _calibration(
 ) -> tuple[CalibrationRow, ...]:
     confidences = [sigmoid(abs(margin)) for margin in margins]
     rows = []
-    for low_edge, high_edge, inside in confidence_bins(confidences, bins):
-        low, high = clustered_wilson_interval([correct[i] for i in inside], [prompts[i] for i in inside])
+    for low_edge, high_edge, indices in confidence_bins(confidences, bins):
+        low, high = clustered_wilson_interval([correct[i] for i in indices], [prompts[i] for i in indices])
         rows.append(
             CalibrationRow(
                 low=low_edge,
                 high=high_edge,
-                n=len(inside),
-                confidence=fmean(confidences[i] for i in inside),
-                accuracy=fmean(correct[i] for i in inside),
+                n=len(indices),
+                confidence=fmean(confidences[i] for i in indices),
+                accuracy=fmean(correct[i] for i in indices),
                 accuracy_low=low,
                 accuracy_high=high,
             )
@@ -281,7 +279,7 @@ def _calibration(
     return tuple(rows)
 
 
-def _won(difference: float) -> float:
+def _outcome(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)
 
 

@@ -113,7 +113,8 @@ def by_prompt(values: Values, rollouts: Sequence[Rollout]) -> dict[str, list[flo
     for rollout in rollouts:
         groups.setdefault(rollout.prompt.id, []).append(rollout.id)
     return {
-        name: [math.fsum(known[i] for i in ids) / len(ids) for ids in groups.values()] for name, known in values.items()
+        name: [math.fsum(probe_values[i] for i in ids) / len(ids) for ids in groups.values()]
+        for name, probe_values in values.items()
     }
 
 
@@ -140,10 +141,10 @@ class RunAlarms:
 
     def __init__(self, config: AlarmConfig, steps: int, probes: Mapping[str, ProbeFacts] = RUN_PROBES) -> None:
         self._config, self._probes = config, dict(probes)
-        self._looks = max(1, steps - config.baseline)
+        self._test_steps = max(1, steps - config.baseline)
         self._alpha = config.budget / (2 * len(self._probes))
-        self._seen = 0
-        self._first: dict[str, list[float]] = {name: [] for name in self._probes}
+        self._steps_seen = 0
+        self._baseline_values: dict[str, list[float]] = {name: [] for name in self._probes}
         self._watches: dict[str, _Watch] = {}
 
     def log_evidence(self, probe: str) -> float:
@@ -160,12 +161,14 @@ class RunAlarms:
         Returns:
             (probe, level) of each alarm that the step raises, at most one per probe.
         """
-        self._seen += 1
-        if self._seen <= self._config.baseline:
-            for name, first in self._first.items():
-                first.extend(means.get(name, ()))  # a run that began before a probe existed continues without it
-            if self._seen == self._config.baseline:
-                self._watches = {name: self._watch(name) for name, first in self._first.items() if first}
+        self._steps_seen += 1
+        if self._steps_seen <= self._config.baseline:
+            for name, baseline in self._baseline_values.items():
+                baseline.extend(means.get(name, ()))  # a run that began before a probe existed continues without it
+            if self._steps_seen == self._config.baseline:
+                self._watches = {
+                    name: self._watch(name) for name, baseline in self._baseline_values.items() if baseline
+                }
             return []
         raised = []
         for name, watch in self._watches.items():
@@ -175,31 +178,33 @@ class RunAlarms:
         return raised
 
     def _watch(self, name: str) -> _Watch:
-        first = self._first[name]
-        bound, floor = upper_bound(first, self._alpha), self._probes[name].floor
-        tests = {level: RiseTest(bound + floors * floor, self._looks) for level, floors in LEVELS.items()}
-        return _Watch(start=math.fsum(first) / len(first), tests=tests, raised={})
+        baseline = self._baseline_values[name]
+        bound, floor = upper_bound(baseline, self._alpha), self._probes[name].floor
+        tests = {level: RiseTest(bound + floors * floor, self._test_steps) for level, floors in LEVELS.items()}
+        return _Watch(start=math.fsum(baseline) / len(baseline), tests=tests, raised={})
 
     def _level(self, watch: _Watch, values: Sequence[float]) -> str | None:
         """The highest level whose test has fired and that is due again."""
-        goal, reached = -math.log(self._alpha), None
+        log_threshold, highest = -math.log(self._alpha), None
         for level, test in watch.tests.items():
-            holds = test.update(values) >= goal and (level == "warning" or reached is not None)
-            if holds:
-                reached = level
-        if reached is None or not values or math.fsum(values) / len(values) <= watch.tests[reached].bound:
+            fires = test.update(values) >= log_threshold and (level == "warning" or highest is not None)
+            if fires:
+                highest = level
+        if highest is None or not values or math.fsum(values) / len(values) <= watch.tests[highest].bound:
             return None
-        last = watch.raised.get(reached)
-        if last is not None and self._seen - last < self._config.cooldown:
+        last_raised = watch.raised.get(highest)
+        if last_raised is not None and self._steps_seen - last_raised < self._config.cooldown:
             return None
-        watch.raised |= dict.fromkeys(list(LEVELS)[: list(LEVELS).index(reached) + 1], self._seen)
-        return reached
+        watch.raised |= dict.fromkeys(list(LEVELS)[: list(LEVELS).index(highest) + 1], self._steps_seen)
+        return highest
 
     def describe(self, step: int, probe: str, level: str, values: Values) -> RunAlarm:
         """The alarm of a step, with the answers behind it."""
-        watch, facts, known = self._watches[probe], self._probes[probe], values[probe]
-        mean, limit = math.fsum(known.values()) / len(known), watch.tests[level].bound
-        worst = sorted((-value, place, name) for place, (name, value) in enumerate(known.items()) if value > 0)
+        watch, facts, probe_values = self._watches[probe], self._probes[probe], values[probe]
+        mean, limit = math.fsum(probe_values.values()) / len(probe_values), watch.tests[level].bound
+        highest_values = sorted(
+            (-value, position, name) for position, (name, value) in enumerate(probe_values.items()) if value > 0
+        )
         return RunAlarm(
             step=step,
             probe=probe,
@@ -209,7 +214,7 @@ class RunAlarms:
             f"{limit:.0%}; all alarms of a run together are false with a probability of at most "
             f"{self._config.budget:.0%})",
             advice=facts.advice,
-            samples=tuple(name for _, _, name in worst[:SAMPLES]),
+            samples=tuple(name for _, _, name in highest_values[:SAMPLES]),
         )
 
 

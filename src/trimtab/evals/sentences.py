@@ -19,6 +19,6 @@ def sentences(text: str) -> list[str]:
     >>> sentences("Pay 3.5 euros, e.g. in cash! Use x != 3.\n1. Wait.")
     ['Pay 3.5 euros, e.g. in cash! ', 'Use x != 3.\n', '1. Wait.']
     """
-    ends = [0, *(match.end() for match in _END.finditer(text))]
-    pieces = [text[start:end] for start, end in zip(ends, [*ends[1:], len(text)], strict=True)]
+    boundaries = [0, *(match.end() for match in _END.finditer(text))]
+    pieces = [text[start:end] for start, end in zip(boundaries, [*boundaries[1:], len(text)], strict=True)]
     return [piece for piece in pieces if piece]

@@ -59,8 +59,8 @@ def suites_headline(results: SuiteResults) -> str:
     if not later:
         return f"{first} on {len(results.sources)} suites."
     counts = []
-    for place, model in enumerate(later):
-        changes = [row.changes[place] for row in results.rows]
-        clear = sum(c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) for c in changes)
-        counts.append(f"{model} on {clear}")
+    for index, model in enumerate(later):
+        changes = [row.changes[index] for row in results.rows]
+        clear_changes = sum(c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) for c in changes)
+        counts.append(f"{model} on {clear_changes}")
     return f"Of {len(results.rows)} measures, {first} differs clearly from {' and from '.join(counts)}."

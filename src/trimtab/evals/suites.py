@@ -122,24 +122,25 @@ def load_suite(spec: str, *, most: int | None = None, seed: int = 0) -> Suite:
     path = Path(file) if file else SAMPLES[name]
     items, left_out, problems = _read(name, path, only_texts=not file and path == NEUTRAL)
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN] + more)
+        remainder = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        listed = "\n".join(f"  {problem}" for problem in problems[:SHOWN] + remainder)
         raise DataError(f"{path}: {len(problems)} rows of the suite {name!r} cannot be used:\n{listed}")
     if not items:
-        why = f"; left out: {_counted(left_out)}" if left_out else ""
+        left_out_note = f"; left out: {_count_text(left_out)}" if left_out else ""
         raise DataError(
-            f"{path}: the suite {name!r} is empty{why}; expected at least one row with columns as in {_FORMS}"
+            f"{path}: the suite {name!r} is empty{left_out_note}; expected at least one row with columns as in "
+            f"{_ROW_FORMS}"
         )
     if most is not None:
         clusters = list(dict.fromkeys(item.cluster for item in items))
-        chosen = set(random.Random(f"suite|{seed}").sample(clusters, min(most, len(clusters))))
-        items = [item for item in items if item.cluster in chosen]
+        sampled_clusters = set(random.Random(f"suite|{seed}").sample(clusters, min(most, len(clusters))))
+        items = [item for item in items if item.cluster in sampled_clusters]
     return Suite(
         name=name, source=str(path) if file else "shipped with trimtab", items=tuple(items), left_out=dict(left_out)
     )
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _count_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
@@ -154,25 +155,25 @@ def _read(name: str, path: Path, *, only_texts: bool) -> tuple[list[SuiteItem], 
         if only_texts and "text" not in row.columns:
             continue
         try:
-            read = list(_items(name, row.columns))
-        except _LeftOut as reason:
+            row_items = list(_items_of_row(name, row.columns))
+        except _NotMeasured as reason:
             left_out[str(reason)] += 1
             continue
         except DataError as error:
             problems.append(f"row {row.line}: {error}")
             continue
-        for item in read:
+        for item in row_items:
             if item.id in items:
                 left_out["repeated"] += 1
             items.setdefault(item.id, item)
     return list(items.values()), left_out, problems
 
 
-class _LeftOut(Exception):
+class _NotMeasured(Exception):
     """A row that is well formed but not measured here; its text is the reason."""
 
 
-_FORMS = (
+_ROW_FORMS = (
     "{question, right, wrong}, TruthfulQA's table, {qid, variant, prompt, correct, incorrect}, {question, "
     "answer_matching_behavior, answer_not_matching_behavior}, {prompt, harmful}, {prompt, label: safe or unsafe}, "
     "{question, answer}, {prompt, instruction_id_list, kwargs}, {text}; or {prompt} alone in a suite named harmful, "
@@ -180,7 +181,7 @@ _FORMS = (
 )
 
 
-def _items(name: str, row: Mapping[str, Any]) -> Iterator[SuiteItem]:
+def _items_of_row(name: str, row: Mapping[str, Any]) -> Iterator[SuiteItem]:
     """The items of a row, by its columns."""
     columns = row.keys()
     if columns >= {"question", "right", "wrong"}:
@@ -205,14 +206,14 @@ def _items(name: str, row: Mapping[str, Any]) -> Iterator[SuiteItem]:
         harmful = row["harmful"] if "harmful" in columns else row["label"] == "unsafe"
         if not isinstance(harmful, bool):
             raise DataError(f"harmful is {harmful!r}; expected true or false")
-        yield _asked("harmful" if harmful else "benign", _text(row, "prompt"))
+        yield _prompt_item("harmful" if harmful else "benign", _text(row, "prompt"))
     elif name in NAMED and "prompt" in columns:
-        yield _asked(name, _text(row, "prompt"), {k: v for k, v in row.items() if k != "prompt"})
+        yield _prompt_item(name, _text(row, "prompt"), {k: v for k, v in row.items() if k != "prompt"})
     elif {"answer", "reference"} & columns and {"question", "prompt"} & columns:
         reference = str(row.get("reference") or row.get("answer"))
         if final_number(reference) is None:
             raise DataError("the answer has no number; a suite of questions and answers is checked by its numbers")
-        yield _asked(
+        yield _prompt_item(
             "arithmetic", _text(row, "question" if "question" in columns else "prompt"), {"reference": reference}
         )
     elif "text" in columns:
@@ -223,7 +224,7 @@ def _items(name: str, row: Mapping[str, Any]) -> Iterator[SuiteItem]:
             f"has a prompt and nothing that says what is measured; name the suite {', '.join(NAMED)} (now {name!r})"
         )
     else:
-        raise DataError(f"has the columns {', '.join(sorted(map(str, columns)))}; expected those of {_FORMS}")
+        raise DataError(f"has the columns {', '.join(sorted(map(str, columns)))}; expected those of {_ROW_FORMS}")
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -259,10 +260,10 @@ def _instructions(row: Mapping[str, Any]) -> SuiteItem:
     if not isinstance(names, list) or not isinstance(settings, list) or not names or len(names) != len(settings):
         raise DataError("instruction_id_list and kwargs are not two lists of equal length")
     if unknown := sorted(set(map(str, names)) - INSTRUCTIONS.keys()):
-        raise _LeftOut(f"with {unknown[0]}, which has no verifier here")
-    return _asked("instructions", _text(row, "prompt"), {"instruction_id_list": names, "kwargs": settings})
+        raise _NotMeasured(f"with {unknown[0]}, which has no verifier here")
+    return _prompt_item("instructions", _text(row, "prompt"), {"instruction_id_list": names, "kwargs": settings})
 
 
-def _asked(kind: str, prompt: str, metadata: Mapping[str, Any] = {}) -> SuiteItem:
+def _prompt_item(kind: str, prompt: str, metadata: Mapping[str, Any] = {}) -> SuiteItem:
     key = content_id(kind, prompt)
     return SuiteItem(id=key, cluster=key, kind=kind, prompt=prompt, metadata=dict(metadata))

@@ -80,8 +80,10 @@ def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: S
         raise DataError(
             f"{score}: {len(steps)} steps, {len(kl)} KLs and {len(values)} scores; give one of each per step"
         )
-    if bad := [x for x in (*steps, *kl, *values) if not math.isfinite(x)]:
-        raise DataError(f"{score}: {len(bad)} numbers are not finite, the first is {bad[0]}; leave these steps out")
+    if not_finite := [x for x in (*steps, *kl, *values) if not math.isfinite(x)]:
+        raise DataError(
+            f"{score}: {len(not_finite)} numbers are not finite, the first is {not_finite[0]}; leave these steps out"
+        )
     count = len(values)
     if count < FEWEST_POINTS:
         reason = f"{count} steps are too few to look for a turn; at least {FEWEST_POINTS} are needed"
@@ -91,32 +93,34 @@ def find_turn(score: str, steps: Sequence[float], kl: Sequence[float], values: S
     smooth = _smooth(values, width)
     fall, rise = _mean_fall(values), _mean_fall(values[::-1])
     margin = 1.96 * noise * math.sqrt(2 / _width(count // 2))
-    fallen = Estimate(value=fall, low=fall - margin, high=fall + margin, n=count)
+    fall_estimate = Estimate(value=fall, low=fall - margin, high=fall + margin, n=count)
     if fall <= margin or smooth[-1] >= max(smooth):
-        return _no_turn(score, count, "no turn found", fallen)
+        return _no_turn(score, count, "no turn found", fall_estimate)
     if rise <= margin:
-        return _no_turn(score, count, "it fell, and had not risen before beyond chance", fallen)
-    draw, half = random.Random(seed), 1 / math.sqrt(1 - 1 / width)
-    residuals = [(v - s) * half for v, s in zip(values, smooth, strict=True)]
-    places = sorted(
-        _peak(_smooth([s + r for s, r in zip(smooth, draw.choices(residuals, k=count), strict=True)], width))
+        return _no_turn(score, count, "it fell, and had not risen before beyond chance", fall_estimate)
+    rng, residual_scale = random.Random(seed), 1 / math.sqrt(1 - 1 / width)
+    residuals = [(v - s) * residual_scale for v, s in zip(values, smooth, strict=True)]
+    peaks = sorted(
+        _peak(_smooth([s + r for s, r in zip(smooth, rng.choices(residuals, k=count), strict=True)], width))
         for _ in range(RESAMPLES)
     )
-    ends = places[int(0.025 * RESAMPLES)], places[int(0.975 * RESAMPLES) - 1]
-    near = _smooth([math.sqrt(max(0.0, x)) for x in kl], width)
+    peak_interval = peaks[int(0.025 * RESAMPLES)], peaks[int(0.975 * RESAMPLES) - 1]
+    distances = _smooth([math.sqrt(max(0.0, x)) for x in kl], width)
     peak = _peak(smooth)
     return Turn(
         score=score,
         found=True,
-        step=Estimate(value=steps[peak], low=steps[ends[0]], high=steps[ends[1]], n=count),
-        distance=Estimate(value=near[peak], low=near[ends[0]], high=near[ends[1]], n=count),
-        fall=fallen,
+        step=Estimate(value=steps[peak], low=steps[peak_interval[0]], high=steps[peak_interval[1]], n=count),
+        distance=Estimate(
+            value=distances[peak], low=distances[peak_interval[0]], high=distances[peak_interval[1]], n=count
+        ),
+        fall=fall_estimate,
     )
 
 
 def _no_turn(score: str, count: int, reason: str, fall: Estimate | None = None) -> Turn:
-    none = Estimate(n=count, reason=reason)
-    return Turn(score=score, found=False, step=none, distance=none, fall=fall or none)
+    no_estimate = Estimate(n=count, reason=reason)
+    return Turn(score=score, found=False, step=no_estimate, distance=no_estimate, fall=fall or no_estimate)
 
 
 def _width(count: int) -> int:
@@ -127,10 +131,12 @@ def _width(count: int) -> int:
 def _smooth(values: Sequence[float], width: int) -> list[float]:
     """Mean of up to ``width`` points around each point, equally many on either side; fewer at the ends."""
     means = []
-    for place in range(len(values)):
-        side = min(width // 2, place, len(values) - 1 - place)
-        near = values[place - side : place + side + 1] if side else values[max(0, place - 1) : place + 2]
-        means.append(sum(near) / len(near))
+    for index in range(len(values)):
+        half_width = min(width // 2, index, len(values) - 1 - index)
+        window = (
+            values[index - half_width : index + half_width + 1] if half_width else values[max(0, index - 1) : index + 2]
+        )
+        means.append(sum(window) / len(window))
     return means
 
 
@@ -147,8 +153,8 @@ def _fall(choosing: Sequence[float], measuring: Sequence[float]) -> float:
     """Mean around the peak of ``choosing`` minus the last mean, both of ``measuring``."""
     width = _width(len(measuring))
     peak = _peak(_smooth(choosing, width))
-    start = min(max(0, peak - width // 2), len(measuring) - width)
-    return sum(measuring[start : start + width]) / width - sum(measuring[-width:]) / width
+    window_start = min(max(0, peak - width // 2), len(measuring) - width)
+    return sum(measuring[window_start : window_start + width]) / width - sum(measuring[-width:]) / width
 
 
 def fit_form(score: str, kl: Sequence[float], gains: Sequence[float], form: Form) -> GaoFit:
@@ -184,11 +190,11 @@ def fit_form(score: str, kl: Sequence[float], gains: Sequence[float], form: Form
         raise DataError(f"{score}: all points lie at nearly the same KL, so no form can be told from them")
     alpha, beta = (bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant
     mean = sum(g for _, g in points) / len(points)
-    left = sum((g - alpha * a - beta * b) ** 2 for (a, b), (_, g) in zip(columns, points, strict=True))
+    residual_sum = sum((g - alpha * a - beta * b) ** 2 for (a, b), (_, g) in zip(columns, points, strict=True))
     total = sum((g - mean) ** 2 for _, g in points)
     peak = None
     if beta > 0:
         peak = alpha / (2 * beta) if form == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
     return GaoFit(
-        score=score, form=form, alpha=alpha, beta=beta, explained=1 - left / total if total else 0.0, peak=peak
+        score=score, form=form, alpha=alpha, beta=beta, explained=1 - residual_sum / total if total else 0.0, peak=peak
     )

@@ -47,12 +47,12 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float], *, tie: float
             f"a win rate needs one score per prompt from both models, got {len(scores_a)} and {len(scores_b)}; "
             "score both models on the same prompts"
         )
-    bad = [i for i, pair in enumerate(zip(scores_a, scores_b, strict=True)) if not all(map(math.isfinite, pair))]
-    if bad:
-        i = bad[0]
+    not_finite = [i for i, pair in enumerate(zip(scores_a, scores_b, strict=True)) if not all(map(math.isfinite, pair))]
+    if not_finite:
+        i = not_finite[0]
         raise ScoringError(
             f"prompt {i}: scores {scores_a[i]} and {scores_b[i]}, expected finite numbers "
-            f"({len(bad)} such prompts); leave these prompts out for both models or mend the scorer"
+            f"({len(not_finite)} such prompts); leave these prompts out for both models or mend the scorer"
         )
     differences = [a - b for a, b in zip(scores_a, scores_b, strict=True)]
     wins = sum(d > tie for d in differences)

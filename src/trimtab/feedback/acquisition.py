@@ -95,7 +95,7 @@ def read_scores(path: Path, items: Sequence[Comparison]) -> tuple[list[ItemScore
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); name a file of scores") from None
-    answers = {item.id: len(item.completions) for item in items}
+    answer_counts = {item.id: len(item.completions) for item in items}
     by_id: dict[str, ItemScores] = {}
     dropped: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
@@ -104,12 +104,12 @@ def read_scores(path: Path, items: Sequence[Comparison]) -> tuple[list[ItemScore
         try:
             row = ItemScores.model_validate(json.loads(line))
         except (ValueError, ValidationError) as error:
-            first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+            detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
             raise DataError(
-                f'{path}:{number}: {first}; a row is {{"id": item, "scores": [[reward of each answer], …]}}, one list '
+                f'{path}:{number}: {detail}; a row is {{"id": item, "scores": [[reward of each answer], …]}}, one list '
                 "for each model"
             ) from None
-        reason = _unusable(row, answers.get(row.id))
+        reason = _unusable(row, answer_counts.get(row.id))
         if reason is None and row.id in by_id:
             reason = "the item has scores already"
         if reason is not None:
@@ -121,11 +121,13 @@ def read_scores(path: Path, items: Sequence[Comparison]) -> tuple[list[ItemScore
     return [by_id.get(item.id) for item in items], dropped
 
 
-def _unusable(row: ItemScores, answers: int | None) -> str | None:
+def _unusable(row: ItemScores, answer_count: int | None) -> str | None:
     """Why scores cannot be used; None: they can be used."""
-    if answers is None:
+    if answer_count is None:
         return "no such item"
-    if any(len(member) != answers for member in row.scores) or (row.features and len(row.features) != answers):
+    if any(len(member) != answer_count for member in row.scores) or (
+        row.features and len(row.features) != answer_count
+    ):
         return "another number of answers than the item"
     cells = [x for member in (*row.scores, *(row.features or ())) for x in member]
     if any(x is None or not math.isfinite(x) for x in cells):
@@ -154,23 +156,23 @@ def choose_items(
         ConfigError: an arm has no scores or features to work with.
     """
     rng = np.random.default_rng(seed)
-    is_test = np.array([in_test_set(item.prompt.id, config.test, seed) for item in items], dtype=bool)
-    reserve, pool = np.flatnonzero(is_test), np.flatnonzero(~is_test)
-    tests = min(len(reserve), round(config.test * config.count))
+    in_test = np.array([in_test_set(item.prompt.id, config.test, seed) for item in items], dtype=bool)
+    reserve, pool = np.flatnonzero(in_test), np.flatnonzero(~in_test)
+    test_count = min(len(reserve), round(config.test * config.count))
     chosen = [
-        Chosen(index=int(i), arm=TEST, propensity=tests / len(reserve))
-        for i in (rng.choice(reserve, tests, replace=False) if tests else ())
+        Chosen(index=int(i), arm=TEST, propensity=test_count / len(reserve))
+        for i in (rng.choice(reserve, test_count, replace=False) if test_count else ())
     ]
-    count = min(len(pool), config.count - tests)
+    count = min(len(pool), config.count - test_count)
     if count:
-        own = [scored[i] for i in pool.tolist()]
+        pool_scores = [scored[i] for i in pool.tolist()]
         shares = np.array(list(config.arms.values()))
-        by_arm = np.array([_weights(arm, own, max(1, round(s * count))) for arm, s in config.arms.items()])
+        by_arm = np.array([_weights(arm, pool_scores, max(1, round(s * count))) for arm, s in config.arms.items()])
         mixture = shares[:, None] * by_arm
         propensity = inclusion_probabilities(mixture.sum(0), count)
         for place in systematic_sample(propensity, rng).tolist():
-            part = mixture[:, place] / mixture[:, place].sum()
-            arm = list(config.arms)[int(rng.choice(len(part), p=part))]
+            arm_probabilities = mixture[:, place] / mixture[:, place].sum()
+            arm = list(config.arms)[int(rng.choice(len(arm_probabilities), p=arm_probabilities))]
             chosen.append(Chosen(index=int(pool[place]), arm=arm, propensity=float(propensity[place])))
     return [chosen[i] for i in rng.permutation(len(chosen)).tolist()]
 
@@ -185,7 +187,7 @@ def _weights(arm: Arm, scored: Sequence[ItemScores | None], count: int) -> Float
     """w_a, ``[N]``, sums to 1; 0 for items without scores, except for ``random``."""
     if arm == "random":
         return arm_weights(arm, np.zeros((len(scored), 1)), count=count)
-    known = [i for i, row in enumerate(scored) if row is not None]
+    scored_indices = [i for i, row in enumerate(scored) if row is not None]
     rows = [row for row in scored if row is not None]
     if not rows:
         raise ConfigError(f"the arm {arm!r} needs the scores of a reward model, and no item has any; give --scores")
@@ -195,17 +197,19 @@ def _weights(arm: Arm, scored: Sequence[ItemScores | None], count: int) -> Float
         )
     if arm == "design" and any(row.features is None for row in rows):
         raise ConfigError("the arm 'design' needs features beside the scores: what the last layer sees of each answer")
-    tops = [_two_best(row) for row in rows]
+    best_pairs = [_two_best(row) for row in rows]
     gaps = [
         [member[i] - member[j] for member in np.array(r.scores, dtype=float)]
-        for r, (i, j) in zip(rows, tops, strict=True)
+        for r, (i, j) in zip(rows, best_pairs, strict=True)
     ]
     features = None
     if arm == "design":
-        features = np.array([np.array(r.features, dtype=float)[[i, j]] for r, (i, j) in zip(rows, tops, strict=True)])
+        features = np.array(
+            [np.array(r.features, dtype=float)[[i, j]] for r, (i, j) in zip(rows, best_pairs, strict=True)]
+        )
         features = features[:, 0] - features[:, 1]
     weights = np.zeros(len(scored))
-    weights[known] = arm_weights(arm, np.array(gaps), features, count=count)
+    weights[scored_indices] = arm_weights(arm, np.array(gaps), features, count=count)
     return weights
 
 
@@ -227,8 +231,8 @@ def arm_weights(arm: Arm, gaps: Floats, features: Floats | None = None, *, count
     mean = gaps.mean(axis=1)
     if arm == "design":
         assert features is not None
-        chance = 1 / (1 + np.exp(-np.clip(mean, -30, 30)))
-        return d_optimal_design(features, chance * (1 - chance), count=count)
+        win_probability = 1 / (1 + np.exp(-np.clip(mean, -30, 30)))
+        return d_optimal_design(features, win_probability * (1 - win_probability), count=count)
     stats: Any = import_module("scipy.stats")
     raw = np.exp(-(stats.rankdata(np.abs(mean) if arm == "margin" else -gaps.var(axis=1)) - 1) / count)
     return raw / raw.sum()
@@ -285,21 +289,23 @@ def inclusion_probabilities(weights: Floats, count: int) -> Floats:
         raise ConfigError(f"{count} labels are to be drawn from {int((weights > 0).sum())} items with a weight above 0")
     certain = np.zeros(len(weights), dtype=bool)
     while True:
-        left = weights[~certain].sum()
-        scaled = np.where(certain, 1.0, (count - certain.sum()) * weights / left if left > 0 else 0.0)
-        over = (scaled > 1) & ~certain
-        if not over.any():
+        remaining_weight = weights[~certain].sum()
+        scaled = np.where(
+            certain, 1.0, (count - certain.sum()) * weights / remaining_weight if remaining_weight > 0 else 0.0
+        )
+        above_one = (scaled > 1) & ~certain
+        if not above_one.any():
             return scaled
-        certain |= over
+        certain |= above_one
 
 
 def systematic_sample(propensity: Floats, rng: np.random.Generator) -> Ints:
     """Places of Σ π items, drawn with exactly these inclusion probabilities (Madow 1949)."""
     order = rng.permutation(len(propensity))
-    ends: Floats = np.cumsum(propensity[order])
-    count = round(float(ends[-1]))
-    points = (rng.random() + np.arange(count)) * (ends[-1] / count)
-    places = np.asarray(np.searchsorted(ends, points, side="right"), dtype=np.int64)
+    cumulative: Floats = np.cumsum(propensity[order])
+    count = round(float(cumulative[-1]))
+    points = (rng.random() + np.arange(count)) * (cumulative[-1] / count)
+    places = np.asarray(np.searchsorted(cumulative, points, side="right"), dtype=np.int64)
     return order[np.minimum(places, len(order) - 1)]
 
 

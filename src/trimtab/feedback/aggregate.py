@@ -31,7 +31,7 @@ from trimtab.records.types import Source
 if TYPE_CHECKING:
     from trimtab.feedback.model_labels import Habits, Label, ModelLabels
 
-LEAST_WEIGHT = 0.01
+MIN_WEIGHT = 0.01
 """Smallest weight of a preference, for which the votes carry no information; weights must be above 0."""
 
 _LEAST_TRUSTED_FIRST: tuple[Source, ...] = ("simulated", "ai", "imported", "human")
@@ -158,9 +158,9 @@ def aggregate(
         if not judgements_of_item:
             dropped["no usable judgement"] += 1
             continue
-        own_weights = [by_annotator[j.annotator] for j in judgements_of_item]
+        item_weights = [by_annotator[j.annotator] for j in judgements_of_item]
         label = None if fitted is None else fitted.labels[item.id]
-        preference = _combine(item, judgements_of_item, own_weights, config, label)
+        preference = _combine(item, judgements_of_item, item_weights, config, label)
         if config.keep_tied or _prefers_one(preference):
             preferences[item.id] = preference
         else:
@@ -215,10 +215,10 @@ def _fit(
             f"label.aggregate.method {config.method!r} needs {error.name}, which is not installed; "
             f"{install_hint('web')}"
         ) from error
-    first_of: dict[str, Comparison] = {}
+    items_by_id: dict[str, Comparison] = {}
     for item in items:
-        first_of.setdefault(item.id, item)
-    return label_by_model(first_of, usable, method=config.method, habits=config.habits, weights=weights)
+        items_by_id.setdefault(item.id, item)
+    return label_by_model(items_by_id, usable, method=config.method, habits=config.habits, weights=weights)
 
 
 def reliability_weights(
@@ -244,10 +244,10 @@ def _agreement_weights(usable: Mapping[str, Sequence[Judgement]]) -> dict[str, f
             hits[annotator] += hit
             counts[annotator] += 1
     annotators = sorted({j.annotator for judgements in usable.values() for j in judgements})
-    common = sum(hits.values()) / max(1, sum(counts.values()))
-    if common <= 0.5:
+    common_rate = sum(hits.values()) / max(1, sum(counts.values()))
+    if common_rate <= 0.5:
         return dict.fromkeys(annotators, 1.0)
-    rates = {a: (hits[a] + 10 * common) / (counts[a] + 10) for a in annotators}
+    rates = {a: (hits[a] + 10 * common_rate) / (counts[a] + 10) for a in annotators}
     raw = {a: max(0.05, 2 * rate - 1) for a, rate in rates.items()}
     mean = sum(raw.values()) / len(raw)
     return {a: w / mean for a, w in raw.items()}
@@ -275,7 +275,7 @@ def _combine(
         criterion=config.criterion,
         probability=soft,
         margin=_margin(ranks, judgements, weights, config.margin),
-        weight=1.0 if label is None else max(label.weight, LEAST_WEIGHT),
+        weight=1.0 if label is None else max(label.weight, MIN_WEIGHT),
         metadata=item.metadata,
         judgements=tuple(j.id for j in judgements),
         source=next(source for source in _LEAST_TRUSTED_FIRST if any(j.source == source for j in judgements)),
@@ -289,16 +289,18 @@ def _majority(
     total = math.fsum(weights)
     count = len(item.completions)
 
-    def sums(shares: Sequence[Sequence[float]]) -> list[float]:
+    def weighted_sums(shares: Sequence[Sequence[float]]) -> list[float]:
         return [math.fsum(w * b[i] for w, b in zip(weights, shares, strict=True)) for i in range(count)]
 
-    hard = [_beaten(canonical_ranks(j)) for j in judgements]
-    soft_shares = [b if j.probability is None else _soft(j) for j, b in zip(judgements, hard, strict=True)]
-    scores = sums(
-        [b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, hard, soft_shares, strict=True)]
+    rank_shares = [_borda_shares(canonical_ranks(j)) for j in judgements]
+    soft_shares = [
+        b if j.probability is None else _win_probabilities(j) for j, b in zip(judgements, rank_shares, strict=True)
+    ]
+    scores = weighted_sums(
+        [b if set(j.ranks or ()) == {0} else s for j, b, s in zip(judgements, rank_shares, soft_shares, strict=True)]
     )
     levels = sorted({round(s / total, 9) for s in scores}, reverse=True)
-    soft = (sums(soft_shares)[0] + config.smoothing / 2) / (total + config.smoothing) if count == 2 else None
+    soft = (weighted_sums(soft_shares)[0] + config.smoothing / 2) / (total + config.smoothing) if count == 2 else None
     return tuple(levels.index(round(s / total, 9)) for s in scores), soft
 
 
@@ -316,14 +318,14 @@ def _margin(
     return round(scale * max(0.0, net if ranks[0] < ranks[1] else -net), 6)
 
 
-def _soft(judgement: Judgement) -> list[float]:
+def _win_probabilities(judgement: Judgement) -> list[float]:
     """P(better) of each of two answers, from a judgement with a probability."""
     assert judgement.probability is not None
     by_place = (judgement.probability, 1 - judgement.probability)
     return [by_place[judgement.shown_order.index(i)] for i in (0, 1)]
 
 
-def _beaten(ranks: Sequence[int]) -> list[float]:
+def _borda_shares(ranks: Sequence[int]) -> list[float]:
     """For each answer, the share of the others that it beats; a tie counts half."""
     others = len(ranks) - 1
     return [(sum(r < s for s in ranks) + (sum(r == s for s in ranks) - 1) / 2) / others for r in ranks]

@@ -61,7 +61,12 @@ def _squares(values: Sequence[float]) -> _Sums:
     if m < 2:
         return {}
     total, squares = sum(values), sum(v * v for v in values)
-    return {"numbers": m, "sum": total, "squares": squares, "apart": 2 * (m * squares - total * total) / (m - 1)}
+    return {
+        "numbers": m,
+        "sum": total,
+        "squares": squares,
+        "squared differences": 2 * (m * squares - total * total) / (m - 1),
+    }
 
 
 def _interval_alpha(sums: Mapping[Hashable, float]) -> float | None:
@@ -69,7 +74,7 @@ def _interval_alpha(sums: Mapping[Hashable, float]) -> float | None:
     if not n:
         return None
     expected = 2 * (n * sums["squares"] - sums["sum"] ** 2)
-    return None if expected <= 1e-9 else 1 - (n - 1) * sums["apart"] / expected
+    return None if expected <= 1e-9 else 1 - (n - 1) * sums["squared differences"] / expected
 
 
 def _coincidences(values: Sequence[Hashable]) -> _Sums:
@@ -128,27 +133,31 @@ def agreement_report(
     clusters = _sums_by_prompt(items, usable)
     total = _add(clusters)
     raters = sorted({a for _, _, _, votes in pair_votes(usable) if len(votes) > 1 for a in votes})
-    usual = _usual_count(total)
+    usual_count = _usual_count(total)
     statistics: dict[str, tuple[_Statistic, str, str]] = {
         "raw_agreement": (_ratio("same", "pairs"), "pairs", _NO_OVERLAP),
-        "leave_one_out": (_ratio("sided", "others"), "others", f"{_NO_OVERLAP}, one of whom chose a winner"),
+        "leave_one_out": (
+            _ratio("leave-one-out hits", "leave-one-out votes"),
+            "leave-one-out votes",
+            f"{_NO_OVERLAP}, one of whom chose a winner",
+        ),
         "krippendorff_alpha": (_alpha, "pairs", _NO_OVERLAP),
         "strength_alpha": (_interval_alpha, "numbers", _NO_STRENGTH),
         "cohen_kappa": (_cohen, "pairs", _NO_OVERLAP),
-        "fleiss_kappa": (_fleiss(usual), f"of {usual}", _NO_OVERLAP),
+        "fleiss_kappa": (_fleiss(usual_count), f"of {usual_count}", _NO_OVERLAP),
         "gwet_ac1": (_ac1([-1, 0, 1] if total.get("rated 0") else [-1, 1]), "pairs", _NO_OVERLAP),
         "first_shown_wins": (_ratio("earlier", "decided"), "decided", _NO_WINNER),
         "longest_wins": (_ratio("longer", "decided"), "decided", _NO_WINNER),
         "three_cycles": (_ratio("cycles", "triads"), "triads", _NO_TRIAD),
     }
     if len(raters) > 2:
-        why = f"κ of Cohen is for two annotators, {len(raters)} overlap; see fleiss_kappa and krippendorff_alpha"
-        statistics["cohen_kappa"] = (lambda sums: None, "none", why)
+        reason = f"κ of Cohen is for two annotators, {len(raters)} overlap; see fleiss_kappa and krippendorff_alpha"
+        statistics["cohen_kappa"] = (lambda sums: None, "none", reason)
     report = _estimates(statistics, clusters, seed, resamples)
-    account = describe_left_out(len(judgements), left_out(items, judgements, criterion=criterion))
-    if usable or not account:
+    left_out_note = describe_left_out(len(judgements), left_out(items, judgements, criterion=criterion))
+    if usable or not left_out_note:
         return report
-    return {n: e.model_copy(update={"reason": f"{e.reason}; {account}"}) for n, e in report.items()}
+    return {n: e.model_copy(update={"reason": f"{e.reason}; {left_out_note}"}) for n, e in report.items()}
 
 
 def left_out(
@@ -237,27 +246,27 @@ def _sums_by_prompt(items: Sequence[Comparison], usable: Mapping[str, Sequence[J
     for item_id, i, j, votes in pair_votes(usable):
         item = by_id[item_id]
         counts = Counter(votes.values())
-        sided = leave_one_out(votes)
+        hits = leave_one_out(votes)
         decided = counts[1] + counts[-1]
         longer = len(item.completions[i].text) - len(item.completions[j].text)
         row: _Sums = {
             "pairs": math.comb(len(votes), 2),
             "same": sum(math.comb(count, 2) for count in counts.values()),
-            "others": len(sided),
-            "sided": sum(sided.values()),
+            "leave-one-out votes": len(hits),
+            "leave-one-out hits": sum(hits.values()),
             "decided": decided,
             "longer": counts[1 if longer > 0 else -1] if longer else decided / 2,
         }
         row |= _coincidences(list(votes.values())) | _counts(votes, counts)
         rows.setdefault(item.prompt.id, []).append(row)
-    asked = any(j.strength is not None for judgements in usable.values() for j in judgements)
+    has_strengths = any(j.strength is not None for judgements in usable.values() for j in judgements)
     for item_id, judgements in usable.items():
         earlier = sum(first < second for j in judgements for first, second in combinations(j.ranks or (), 2))
         strengths = [v for j in judgements if (v := signed_strength(j)) is not None]
-        of_item: list[_Sums] = [{"earlier": earlier}]
-        if asked:
-            of_item.append(_squares(strengths))
-        rows[by_id[item_id].prompt.id] += of_item
+        item_sums: list[_Sums] = [{"earlier": earlier}]
+        if has_strengths:
+            item_sums.append(_squares(strengths))
+        rows[by_id[item_id].prompt.id] += item_sums
     for prompt, net in _net_wins(by_id, usable).items():
         rows[prompt].append(_cycles(net))
     return [_add(group) for group in rows.values()]

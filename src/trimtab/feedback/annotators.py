@@ -53,25 +53,25 @@ def annotator_reports(
     require_criterion(judgements, criterion)
     usable, _ = usable_judgements(items, [j for j in judgements if not j.adjudication], criterion)
     by_id = {item.id: item for item in items}
-    sided: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
-    longer: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    agreement_hits: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    longer_wins: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for item_id, i, j, votes in pair_votes(usable):
         item = by_id[item_id]
         for annotator, hit in leave_one_out(votes).items():
-            sided[annotator].append((hit, item.prompt.id))
-        lengths = len(item.completions[i].text) - len(item.completions[j].text)
+            agreement_hits[annotator].append((hit, item.prompt.id))
+        length_difference = len(item.completions[i].text) - len(item.completions[j].text)
         for annotator, vote in votes.items():
             if vote:
-                hit = 0.5 if not lengths else float((lengths > 0) == (vote > 0))
-                longer[annotator].append((hit, item.prompt.id))
-    first: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+                hit = 0.5 if not length_difference else float((length_difference > 0) == (vote > 0))
+                longer_wins[annotator].append((hit, item.prompt.id))
+    first_shown: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     by_annotator: defaultdict[str, list[Judgement]] = defaultdict(list)
     for item_id, judgements_of_item in usable.items():
         for judgement in judgements_of_item:
             by_annotator[judgement.annotator].append(judgement)
             for earlier, later in combinations(judgement.ranks or (), 2):
                 if earlier != later:
-                    first[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
+                    first_shown[judgement.annotator].append((float(earlier < later), by_id[item_id].prompt.id))
     reports: list[AnnotatorReport] = []
     for annotator, rankings in sorted(by_annotator.items()):
         seconds, fast = speed([j.seconds for j in rankings], fast_seconds)
@@ -79,9 +79,11 @@ def annotator_reports(
             AnnotatorReport(
                 annotator=annotator,
                 judgements=len(rankings),
-                agreement=clustered_share(sided[annotator], reason="no one else judged this annotator's items"),
-                first_shown_wins=clustered_share(first[annotator], reason="no winner was chosen"),
-                longest_wins=clustered_share(longer[annotator], reason="no winner was chosen"),
+                agreement=clustered_share(
+                    agreement_hits[annotator], reason="no one else judged this annotator's items"
+                ),
+                first_shown_wins=clustered_share(first_shown[annotator], reason="no winner was chosen"),
+                longest_wins=clustered_share(longer_wins[annotator], reason="no winner was chosen"),
                 seconds=seconds,
                 fast=fast,
             )
@@ -97,7 +99,7 @@ def speed(seconds: Iterable[float | None], fast_seconds: float = FAST_SECONDS) -
         return unknown, unknown
     low, high = median_interval(times) or (None, None)
     reason = "" if low is not None else f"no interval: {len(times)} times, six are needed"
-    middle = Estimate(value=median(times), low=low, high=high, n=len(times), reason=reason)
+    median_time = Estimate(value=median(times), low=low, high=high, n=len(times), reason=reason)
     fast = sum(t < fast_seconds for t in times)
     low, high = wilson_interval(fast, len(times))
-    return middle, Estimate(value=fast / len(times), low=low, high=high, n=len(times))
+    return median_time, Estimate(value=fast / len(times), low=low, high=high, n=len(times))

@@ -53,19 +53,19 @@ def fit_isotonic(p: Sequence[float], y: Sequence[float], weights: Sequence[float
     estimates", 2002. Swapping the answers must swap the probability, so every (p, y) is also fitted as (1−p, 1−y).
     """
     weights = _checked(p, y, weights)
-    equal: dict[float, list[float]] = {}  # weight, weighted sum of y, weighted sum of p
+    sums_by_p: dict[float, list[float]] = {}  # weight, weighted sum of y, weighted sum of p
     for a, b, w in zip(p, y, weights, strict=True):
         for x, t in ((a, b), (1 - a, 1 - b)):
             x = round(x, 9)  # 1 − .3 and .7 must be equal keys
-            sums = equal.setdefault(x, [0.0, 0.0, 0.0])
+            sums = sums_by_p.setdefault(x, [0.0, 0.0, 0.0])
             for place, value in enumerate((w, w * t, w * x)):
                 sums[place] += value
     blocks: list[list[float]] = []
-    for x in sorted(equal):
-        blocks.append(equal[x])
+    for x in sorted(sums_by_p):
+        blocks.append(sums_by_p[x])
         while len(blocks) > 1 and blocks[-2][1] * blocks[-1][0] >= blocks[-1][1] * blocks[-2][0]:
-            last = blocks.pop()
-            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+            popped = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], popped, strict=True)]
     xs, ys = [b[2] / b[0] for b in blocks], [b[1] / b[0] for b in blocks]
 
     def calibrated(x: float) -> float:
@@ -105,14 +105,14 @@ def cross_fitted(
     names = sorted(set(groups), key=str)
     Random(seed).shuffle(names)
     fold = {name: number % min(folds, len(names)) for number, name in enumerate(names)}
-    out = [0.0] * len(p)
+    calibrated = [0.0] * len(p)
     for number in range(min(folds, len(names))):
         training = [i for i, g in enumerate(groups) if fold[g] != number]
         calibrator = fit(method, [p[i] for i in training], [y[i] for i in training], [weights[i] for i in training])
         for i, g in enumerate(groups):
             if fold[g] == number:
-                out[i] = calibrator(p[i])
-    return out
+                calibrated[i] = calibrator(p[i])
+    return calibrated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,12 +141,12 @@ def reliability(
     """
     weights = _checked(p, y, weights)
     confidences = [max(x, 1 - x) for x in p]
-    right = [t if x > 0.5 else 1 - t if x < 0.5 else 0.5 for x, t in zip(p, y, strict=True)]
+    correct = [t if x > 0.5 else 1 - t if x < 0.5 else 0.5 for x, t in zip(p, y, strict=True)]
     rows: list[Bin] = []
     gaps: list[float] = []
     for low, high, members in confidence_bins(confidences, bins):
         total = math.fsum(weights[i] for i in members)
-        confidence, accuracy = (math.fsum(v[i] * weights[i] for i in members) / total for v in (confidences, right))
+        confidence, accuracy = (math.fsum(v[i] * weights[i] for i in members) / total for v in (confidences, correct))
         gaps.append(total * abs(accuracy - confidence))
         rows.append(Bin(low=low, high=high, confidence=confidence, accuracy=accuracy, n=len(members)))
     return rows, math.fsum(gaps) / math.fsum(weights) if p else 0.0
@@ -157,7 +157,7 @@ def confidence_bins(confidences: Sequence[float], bins: int) -> list[tuple[float
     members: dict[int, list[int]] = {}
     for i, confidence in enumerate(confidences):
         members.setdefault(min(bins - 1, int((confidence - 0.5) * 2 * bins)), []).append(i)
-    return [(0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins), inside) for b, inside in sorted(members.items())]
+    return [(0.5 + b / (2 * bins), 0.5 + (b + 1) / (2 * bins), indices) for b, indices in sorted(members.items())]
 
 
 def brier(p: Sequence[float], y: Sequence[float]) -> float:
@@ -170,7 +170,9 @@ def _checked(p: Sequence[float], y: Sequence[float], weights: Sequence[float] | 
     checked = [1.0] * len(p) if weights is None else list(weights)
     if not len(p) == len(y) == len(checked):
         raise ScoringError(f"calibration needs one label and weight each, got {len(p)}, {len(y)} and {len(checked)}")
-    bad = [x for x in (*p, *y) if not 0 <= x <= 1]
-    if bad or any(not (math.isfinite(w) and w > 0) for w in checked):
-        raise ScoringError(f"calibration needs probabilities in 0..1 and weights above 0, got {bad[:3] or 'a weight'}")
+    out_of_range = [x for x in (*p, *y) if not 0 <= x <= 1]
+    if out_of_range or any(not (math.isfinite(w) and w > 0) for w in checked):
+        raise ScoringError(
+            f"calibration needs probabilities in 0..1 and weights above 0, got {out_of_range[:3] or 'a weight'}"
+        )
     return checked

@@ -37,8 +37,12 @@ def load_callable(path: str) -> Callable[..., Any]:
         ) from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        near = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"functions there: {', '.join(sorted(public)) or 'none'}"
+        close_matches = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {close_matches[0]!r}?"
+            if close_matches
+            else f"functions there: {', '.join(sorted(public)) or 'none'}"
+        )
         raise ConfigError(f"{path!r}: {module_name!r} has no {name!r}; {hint}")
     target = getattr(module, name)
     if not callable(target):
@@ -56,13 +60,13 @@ def source_digests(path: str) -> dict[str, str]:
     """
     module = path.rpartition(".")[0]
     digests: dict[str, str] = {}
-    waiting = [module, *_packages_of(module)]
-    while waiting:
-        name = waiting.pop()
-        file = None if name in digests else _source(name, named=name == module)
+    pending = [module, *_packages_of(module)]
+    while pending:
+        name = pending.pop()
+        file = None if name in digests else _source(name, is_named=name == module)
         if file is not None:
             digests[name] = sha256_file(file)
-            waiting += _imports(name, file)
+            pending += _imports(name, file)
     return dict(sorted(digests.items()))
 
 
@@ -71,13 +75,13 @@ def _packages_of(module: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _source(name: str, *, named: bool) -> Path | None:
+def _source(name: str, *, is_named: bool) -> Path | None:
     """The file of a module; None: there is none, or the module is neither local nor the named one."""
-    top = name.partition(".")[0]
-    if not named and (top in sys.stdlib_module_names or top == __name__.partition(".")[0]):
+    top_level = name.partition(".")[0]
+    if not is_named and (top_level in sys.stdlib_module_names or top_level == __name__.partition(".")[0]):
         return None
     try:
-        if not named and "." in name and not _is_local(top):
+        if not is_named and "." in name and not _is_local(top_level):
             return None
         spec = importlib.util.find_spec(name)
     except (ImportError, AttributeError, ValueError, TypeError):
@@ -85,19 +89,19 @@ def _source(name: str, *, named: bool) -> Path | None:
     file = None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
     if file is None or not file.is_file():
         return None
-    return file if named or _is_own(file) else None
+    return file if is_named or _is_user_code(file) else None
 
 
-def _is_local(top: str) -> bool:
+def _is_local(top_level: str) -> bool:
     """True: a top-level module or package is not an installed one."""
-    spec = importlib.util.find_spec(top)
+    spec = importlib.util.find_spec(top_level)
     if spec is None:
         return False
-    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
-    return any(_is_own(Path(place)) for place in places)
+    locations = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    return any(_is_user_code(Path(location)) for location in locations)
 
 
-def _is_own(file: Path) -> bool:
+def _is_user_code(file: Path) -> bool:
     installed = {"site-packages", "dist-packages"} & set(file.parts)
     return not installed and not file.is_relative_to(sysconfig.get_path("stdlib"))
 

@@ -42,12 +42,14 @@ HABITS: tuple[Habit, ...] = ("tie", "skill", "position")
 DENSE = 2500
 """Largest number of answers whose covariance is computed as one matrix (50 MB); see :func:`_covariance`."""
 
-_START = {"score": 1.0, "skill": 0.5, "tie": 0.7, "position": 0.3}
+_INITIAL_DEVIATIONS = {"score": 1.0, "skill": 0.5, "tie": 0.7, "position": 0.3}
 """s₀, and the deviations of the first round."""
-_MOST = {"score": 5.0, "skill": 1.0, "tie": 3.0, "position": 3.0}  # larger prior deviations are never plausible
-_IMAGINED = 2.0
-_COMMON = {"tie": 10.0, "position": 0.5}  # prior deviations of μ_τ and μ_b: a bias common to all is seldom large
-_ROUNDS = 12
+# Larger prior deviations are never plausible.
+_MAX_DEVIATIONS = {"score": 5.0, "skill": 1.0, "tie": 3.0, "position": 3.0}
+_PSEUDO_OBSERVATIONS = 2.0
+# Prior deviations of μ_τ and μ_b: a bias common to all is seldom large.
+_COMMON_DEVIATIONS = {"tie": 10.0, "position": 0.5}
+_MAX_ROUNDS = 12
 _TIE_BOUNDS = (-9.0, 4.0)
 
 
@@ -104,23 +106,25 @@ def fit_comparisons(
     """
     if not len(votes):
         raise ConfigError("there is no vote to fit; pass votes with a winner or a tie")
-    sigma = _START | (deviations or {})
+    sigma = _INITIAL_DEVIATIONS | (deviations or {})
     problem = _Problem(votes, model, habits)
     point, gap_variance = problem.start(), None
-    for number in range(_ROUNDS):
+    for iteration in range(_MAX_ROUNDS):
         point = problem.maximise(point, sigma, gap_variance, exact=False)
-        new, gap_variance = problem.updated(point, sigma, gap_variance)
-        new = sigma | {n: s for n, s in new.items() if n not in (deviations or {})}
-        done = all(abs(np.log(new[n] / sigma[n])) < 0.02 for n in new)
-        sigma = new
-        if done and (number > 1 or not habits):
+        new_sigma, gap_variance = problem.update_deviations(point, sigma, gap_variance)
+        new_sigma = sigma | {n: s for n, s in new_sigma.items() if n not in (deviations or {})}
+        converged = all(abs(np.log(new_sigma[n] / sigma[n])) < 0.02 for n in new_sigma)
+        sigma = new_sigma
+        if converged and (iteration > 1 or not habits):
             break
     point = problem.maximise(point, sigma, gap_variance, exact=True)
-    none = np.zeros(0, dtype=np.int64)
+    no_pairs = np.zeros(0, dtype=np.int64)
     blocks = problem.curvature(point, sigma, gap_variance)
-    variance, pair_variance, deviation = _covariance(blocks, *(pairs or (none, none)), skills="skill" in habits)
-    zero = np.zeros(votes.annotators)
-    of_habit = {h: deviation[:, i] if h in habits else zero for i, h in enumerate(HABITS)}
+    variance, pair_variance, habit_deviation = _covariance(
+        blocks, *(pairs or (no_pairs, no_pairs)), skills="skill" in habits
+    )
+    zeros = np.zeros(votes.annotators)
+    habit_deviations = {h: habit_deviation[:, i] if h in habits else zeros for i, h in enumerate(HABITS)}
     return ComparisonFit(
         model=model,
         habits=habits,
@@ -129,9 +133,9 @@ def fit_comparisons(
         common_tie=float(point[problem.common_tie]),
         common_position=float(point[problem.common_position]),
         variance=variance,
-        skill_deviation=of_habit["skill"],
-        tie_deviation=of_habit["tie"],
-        position_deviation=of_habit["position"],
+        skill_deviation=habit_deviations["skill"],
+        tie_deviation=habit_deviations["tie"],
+        position_deviation=habit_deviations["position"],
         pair_variance=pair_variance,
     )
 
@@ -157,7 +161,7 @@ class _Problem:
         self.habits: tuple[Habit, ...] = habits
         k, a = votes.answers, votes.annotators
         self.common_tie, self.common_position = k, k + 1
-        self.places: dict[Habit, slice] = {h: slice(k + 2 + i * a, k + 2 + (i + 1) * a) for i, h in enumerate(habits)}
+        self.slices: dict[Habit, slice] = {h: slice(k + 2 + i * a, k + 2 + (i + 1) * a) for i, h in enumerate(habits)}
         self.size = k + 2 + len(habits) * a
 
     def start(self) -> Floats:
@@ -169,18 +173,18 @@ class _Problem:
         # between equals: Davidson ν/(2 + ν) = share; Rao–Kupper tanh(η/2) = share
         tie = np.log(nu) if self.model == "davidson" else np.log(2 * np.arctanh(min(share, 0.99)))
         point[self.common_tie] = np.clip(tie, *_TIE_BOUNDS)
-        if "skill" in self.places:
-            point[self.places["skill"]] = 0.0  # γ − 1, up to a constant
-        if "tie" in self.places:
-            point[self.places["tie"]] = point[self.common_tie]
+        if "skill" in self.slices:
+            point[self.slices["skill"]] = 0.0  # γ − 1, up to a constant
+        if "tie" in self.slices:
+            point[self.slices["tie"]] = point[self.common_tie]
         return point
 
     def parameters(self, point: Floats) -> Parameters:
         """The vector as parameters."""
         a = self.votes.annotators
-        common = {"skill": 1.0, "tie": point[self.common_tie], "position": point[self.common_position]}
-        values = {h: point[self.places[h]] if h in self.places else np.full(a, common[h]) for h in HABITS}
-        if "skill" in self.places:
+        common_values = {"skill": 1.0, "tie": point[self.common_tie], "position": point[self.common_position]}
+        values = {h: point[self.slices[h]] if h in self.slices else np.full(a, common_values[h]) for h in HABITS}
+        if "skill" in self.slices:
             values["skill"] = 1.0 + values["skill"] - values["skill"].mean()
         return Parameters(
             score=point[: self.votes.answers],
@@ -191,38 +195,40 @@ class _Problem:
 
     def loss(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None) -> tuple[float, Floats]:
         """Negative log-posterior, up to a constant, and its gradient; ``gap_variance``: of each vote's x_i − x_j."""
-        value, slope = expected_log_likelihood(self.model, self.votes, self.parameters(point), gap_variance)
+        value, likelihood_gradient = expected_log_likelihood(
+            self.model, self.votes, self.parameters(point), gap_variance
+        )
         gradient = np.zeros(self.size)
         k = self.votes.answers
-        gradient[:k] = point[:k] / sigma["score"] ** 2 - slope.score
+        gradient[:k] = point[:k] / sigma["score"] ** 2 - likelihood_gradient.score
         penalty = float((point[:k] ** 2).sum()) / sigma["score"] ** 2
         common_slopes: tuple[tuple[int, Habit, Floats], ...] = (
-            (self.common_tie, "tie", slope.tie),
-            (self.common_position, "position", slope.position),
+            (self.common_tie, "tie", likelihood_gradient.tie),
+            (self.common_position, "position", likelihood_gradient.position),
         )
-        for common, habit, sum_of in common_slopes:
-            gradient[common] = point[common] / _COMMON[habit] ** 2
-            penalty += float(point[common] ** 2) / _COMMON[habit] ** 2
-            if habit not in self.places:
-                gradient[common] -= sum_of.sum()
-        for habit, place in self.places.items():
-            apart = self._from_mean(point, habit)
-            penalty += float((apart**2).sum()) / sigma[habit] ** 2
-            own = apart / sigma[habit] ** 2 - getattr(slope, habit)
+        for common_index, habit, habit_slope in common_slopes:
+            gradient[common_index] = point[common_index] / _COMMON_DEVIATIONS[habit] ** 2
+            penalty += float(point[common_index] ** 2) / _COMMON_DEVIATIONS[habit] ** 2
+            if habit not in self.slices:
+                gradient[common_index] -= habit_slope.sum()
+        for habit, habit_slice in self.slices.items():
+            centred = self._centred(point, habit)
+            penalty += float((centred**2).sum()) / sigma[habit] ** 2
+            habit_gradient = centred / sigma[habit] ** 2 - getattr(likelihood_gradient, habit)
             if habit == "skill":
-                own -= own.mean()
+                habit_gradient -= habit_gradient.mean()
             else:
-                gradient[self._common(habit)] -= apart.sum() / sigma[habit] ** 2
-            gradient[place] = own
+                gradient[self._common_index(habit)] -= centred.sum() / sigma[habit] ** 2
+            gradient[habit_slice] = habit_gradient
         return penalty / 2 - value, gradient
 
     def maximise(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None, *, exact: bool) -> Floats:
         """The maximum from a start."""
         optimize: Any = import_module("scipy.optimize")
         bounds = [(None, None)] * self.size
-        tie = self.places.get("tie", slice(0, 0))
-        for place in (self.common_tie, *range(tie.start, tie.stop)):
-            bounds[place] = _TIE_BOUNDS  # type: ignore[call-overload]
+        tie = self.slices.get("tie", slice(0, 0))
+        for index in (self.common_tie, *range(tie.start, tie.stop)):
+            bounds[index] = _TIE_BOUNDS  # type: ignore[call-overload]
         result = optimize.minimize(
             self.loss,
             point,
@@ -239,23 +245,25 @@ class _Problem:
         )
         return result.x
 
-    def updated(
+    def update_deviations(
         self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None
     ) -> tuple[dict[str, float], Floats | None]:
         """Prior deviations that the estimates speak for, and, with habits, the variance of each vote's x_i − x_j."""
         blocks, k = self.curvature(point, sigma, gap_variance), self.votes.answers
-        variance, apart, deviation = _covariance(
+        variance, new_gap_variance, deviation = _covariance(
             blocks, self.votes.first, self.votes.second, skills="skill" in self.habits
         )
         means = {"score": (point[:k], variance)}
-        for habit in self.places:
-            means[habit] = (self._from_mean(point, habit), deviation[:, HABITS.index(habit)] ** 2)
-        new: dict[str, float] = {}
+        for habit in self.slices:
+            means[habit] = (self._centred(point, habit), deviation[:, HABITS.index(habit)] ** 2)
+        new_sigma: dict[str, float] = {}
         for name, (mean, posterior_variance) in means.items():
-            known = np.clip(1 - posterior_variance / sigma[name] ** 2, 0, 1).sum()
-            square = (float((mean**2).sum()) + _IMAGINED * _START[name] ** 2) / (known + _IMAGINED)
-            new[name] = float(np.clip(np.sqrt(square), 0.02, _MOST[name]))
-        return new, apart if self.habits else None
+            effective_count = np.clip(1 - posterior_variance / sigma[name] ** 2, 0, 1).sum()
+            squared_deviation = (float((mean**2).sum()) + _PSEUDO_OBSERVATIONS * _INITIAL_DEVIATIONS[name] ** 2) / (
+                effective_count + _PSEUDO_OBSERVATIONS
+            )
+            new_sigma[name] = float(np.clip(np.sqrt(squared_deviation), 0.02, _MAX_DEVIATIONS[name]))
+        return new_sigma, new_gap_variance if self.habits else None
 
     def curvature(self, point: Floats, sigma: dict[str, float], gap_variance: Floats | None) -> _Curvature:
         """Expected second derivatives, by blocks."""
@@ -265,18 +273,18 @@ class _Problem:
         shifts = ((0.0, 1.0),) if gap_variance is None else ((z * np.sqrt(gap_variance), w) for z, w in POINTS)
         parts = [(w, information(self.model, votes, p, shift)) for shift, w in shifts]
         dd, dt, tt = (np.sum([w * part[n] for w, part in parts], axis=0) for n in range(3))
-        skill, apart = p.skill[votes.annotator], p.score[votes.first] - p.score[votes.second]
-        i, j, own = votes.first, votes.second, dd * skill**2
+        skill, score_gap = p.skill[votes.annotator], p.score[votes.first] - p.score[votes.second]
+        i, j, gap_info = votes.first, votes.second, dd * skill**2
         diagonal = np.arange(k)
         answers = sparse.csr_matrix(
             (
-                np.concatenate([own, own, -own, -own, np.full(k, sigma["score"] ** -2)]),
+                np.concatenate([gap_info, gap_info, -gap_info, -gap_info, np.full(k, sigma["score"] ** -2)]),
                 (np.concatenate([i, j, i, j, diagonal]), np.concatenate([i, j, j, i, diagonal])),
             ),
             shape=(k, k),
         )
-        # ∂d/∂(τ, γ, b) = (–, apart, shown); τ enters by itself
-        slopes = {"skill": apart, "position": votes.shown}
+        # ∂d/∂(τ, γ, b) = (–, score_gap, shown); τ enters by itself
+        slopes = {"skill": score_gap, "position": votes.shown}
         crossed = {"tie": dt * skill} | {h: dd * skill * s for h, s in slopes.items()}
         within = {("tie", "tie"): tt} | {("tie", h): dt * s for h, s in slopes.items()}
         within |= {(h, g): dd * s * t for h, s in slopes.items() for g, t in slopes.items()}
@@ -285,7 +293,7 @@ class _Problem:
         values: list[Floats] = []
         habits = np.zeros((a, 3, 3))
         for number, habit in enumerate(HABITS):
-            if habit not in self.places:
+            if habit not in self.slices:
                 habits[:, number, number] = 1e12
                 continue
             rows += [i, j]
@@ -293,7 +301,7 @@ class _Problem:
             values += [crossed[habit], -crossed[habit]]
             habits[:, number, number] += sigma[habit] ** -2
             for other in range(number, 3):
-                if HABITS[other] in self.places:
+                if HABITS[other] in self.slices:
                     sums = np.bincount(votes.annotator, weights=within[habit, HABITS[other]], minlength=a)
                     habits[:, number, other] += sums
                     if other != number:
@@ -308,12 +316,12 @@ class _Problem:
         )
         return _Curvature(answers=answers, crossed=crossed_matrix, habits=habits)
 
-    def _from_mean(self, point: Floats, habit: Habit) -> Floats:
+    def _centred(self, point: Floats, habit: Habit) -> Floats:
         """A habit's values minus the prior's mean; skills average 1."""
-        values = point[self.places[habit]]
-        return values - (values.mean() if habit == "skill" else point[self._common(habit)])
+        values = point[self.slices[habit]]
+        return values - (values.mean() if habit == "skill" else point[self._common_index(habit)])
 
-    def _common(self, habit: Habit) -> int:
+    def _common_index(self, habit: Habit) -> int:
         return self.common_tie if habit == "tie" else self.common_position
 
 
@@ -327,31 +335,31 @@ def _covariance(blocks: _Curvature, first: Ints, second: Ints, *, skills: bool) 
     """
     inverse = np.linalg.inv(blocks.habits)
     a, k = len(inverse), blocks.answers.shape[0]
-    own = np.diagonal(inverse, axis1=1, axis2=2)
+    conditional_variance = np.diagonal(inverse, axis1=1, axis2=2)
     if k > DENSE:
-        return (*_sparse_covariance(blocks.answers, first, second), np.sqrt(own))
+        return (*_sparse_covariance(blocks.answers, first, second), np.sqrt(conditional_variance))
     matrix = blocks.answers.toarray()
     if not blocks.crossed.nnz:
         covariance = _inverted(matrix)
-        apart = _contrasts(covariance.diagonal(), covariance[first, second], first, second)
-        return covariance.diagonal().copy(), apart, np.sqrt(own)
+        pair_variance = _contrasts(covariance.diagonal(), covariance[first, second], first, second)
+        return covariance.diagonal().copy(), pair_variance, np.sqrt(conditional_variance)
     crossed = blocks.crossed.toarray().reshape(k, a, 3)
-    linked = np.einsum("kas,ast->kat", crossed, inverse).reshape(k, 3 * a)
-    matrix -= linked @ crossed.reshape(k, 3 * a).T
+    projected = np.einsum("kas,ast->kat", crossed, inverse).reshape(k, 3 * a)
+    matrix -= projected @ crossed.reshape(k, 3 * a).T
     covariance = _inverted(matrix)
-    with_habits = -covariance @ linked  # [K, 3A], covariance of scores and habits
+    cross_covariance = -covariance @ projected  # [K, 3A], covariance of scores and habits
     variance = covariance.diagonal().copy()
-    apart = _contrasts(variance, covariance[first, second], first, second)
-    of_habits = own - np.einsum("kh,kh->h", linked, with_habits).reshape(a, 3)
+    pair_variance = _contrasts(variance, covariance[first, second], first, second)
+    habit_variance = conditional_variance - np.einsum("kh,kh->h", projected, cross_covariance).reshape(a, 3)
     if skills:  # condition on the sum of the skills
-        with_sum = with_habits[:, 1::3].sum(1)
-        habits_with_sum = -linked.T @ with_sum
-        habits_with_sum += inverse[:, :, 1].ravel()
-        total = habits_with_sum[1::3].sum()
-        variance -= with_sum**2 / total
-        apart -= (with_sum[first] - with_sum[second]) ** 2 / total
-        of_habits -= habits_with_sum.reshape(a, 3) ** 2 / total
-    return variance, np.maximum(apart, 0), np.sqrt(np.maximum(of_habits, 0))
+        score_skill_sum = cross_covariance[:, 1::3].sum(1)
+        habit_skill_sum = -projected.T @ score_skill_sum
+        habit_skill_sum += inverse[:, :, 1].ravel()
+        skill_sum_variance = habit_skill_sum[1::3].sum()
+        variance -= score_skill_sum**2 / skill_sum_variance
+        pair_variance -= (score_skill_sum[first] - score_skill_sum[second]) ** 2 / skill_sum_variance
+        habit_variance -= habit_skill_sum.reshape(a, 3) ** 2 / skill_sum_variance
+    return variance, np.maximum(pair_variance, 0), np.sqrt(np.maximum(habit_variance, 0))
 
 
 def _contrasts(variance: Floats, covariance: Floats, first: Ints, second: Ints) -> Floats:
@@ -360,37 +368,37 @@ def _contrasts(variance: Floats, covariance: Floats, first: Ints, second: Ints) 
 
 def _sparse_covariance(matrix: Any, first: Ints, second: Ints) -> tuple[Floats, Floats]:
     k = matrix.shape[0]
-    whole = 1 / matrix.diagonal()
-    links = matrix.copy()
-    links.setdiag(0.0)
-    variance = whole + whole**2 * (links.multiply(links) @ whole)
-    covariance = -np.asarray(links[first, second]).ravel() * whole[first] * whole[second]
+    inverse_diagonal = 1 / matrix.diagonal()
+    off_diagonal = matrix.copy()
+    off_diagonal.setdiag(0.0)
+    variance = inverse_diagonal + inverse_diagonal**2 * (off_diagonal.multiply(off_diagonal) @ inverse_diagonal)
+    covariance = -np.asarray(off_diagonal[first, second]).ravel() * inverse_diagonal[first] * inverse_diagonal[second]
     for members, covariances in _by_component(matrix):
-        place = np.full(k, -1)
-        row = np.zeros(k, dtype=np.int64)
-        place[members] = np.arange(members.shape[1])
-        row[members] = np.arange(len(members))[:, None]
+        position = np.full(k, -1)
+        group = np.zeros(k, dtype=np.int64)
+        position[members] = np.arange(members.shape[1])
+        group[members] = np.arange(len(members))[:, None]
         variance[members] = np.diagonal(covariances, axis1=1, axis2=2)
-        inside = place[first] >= 0
-        i, j = first[inside], second[inside]
-        covariance[inside] = covariances[row[i], place[i], place[j]]
+        selected = position[first] >= 0
+        i, j = first[selected], second[selected]
+        covariance[selected] = covariances[group[i], position[i], position[j]]
     return variance, _contrasts(variance, covariance, first, second)
 
 
 def _by_component(matrix: Any) -> Iterator[tuple[Ints, Floats]]:
     """Groups of connected answers of one size, ``[G, m]``, and their covariances ``[G, m, m]``."""
     graphs: Any = import_module("scipy.sparse.csgraph")
-    _, label = graphs.connected_components(matrix, directed=False)
-    order = np.argsort(label, kind="stable")
-    sizes = np.bincount(label)
+    _, component = graphs.connected_components(matrix, directed=False)
+    order = np.argsort(component, kind="stable")
+    sizes = np.bincount(component)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     for size in np.unique(sizes):
         if size > DENSE:
             continue
-        step = max(1, 20_000_000 // int(size) ** 2)
-        of_size = starts[sizes == size]
-        for at in range(0, len(of_size), step):
-            members = order[of_size[at : at + step, None] + np.arange(size)]
+        batch = max(1, 20_000_000 // int(size) ** 2)
+        size_starts = starts[sizes == size]
+        for offset in range(0, len(size_starts), batch):
+            members = order[size_starts[offset : offset + batch, None] + np.arange(size)]
             if len(members) == 1:
                 yield members, _inverted(matrix[members[0]][:, members[0]].toarray())[None]
                 continue
@@ -406,5 +414,5 @@ def _inverted(matrix: Floats) -> Floats:
     lapack: Any = import_module("scipy.linalg.lapack")
     factor, _ = linear.cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
-    whole = np.tril(inverse)
-    return whole + np.tril(whole, -1).T
+    triangle = np.tril(inverse)
+    return triangle + np.tril(triangle, -1).T

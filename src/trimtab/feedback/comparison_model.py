@@ -77,8 +77,8 @@ POINTS = ((0.0, 2 / 3), (3**0.5, 1 / 6), (-(3**0.5), 1 / 6))
 def gaps(votes: Votes, parameters: Parameters, shift: Floats | float = 0.0) -> tuple[Floats, Floats]:
     """Gap d and tie parameter τ of every vote, ``[N]`` each, with ``shift`` added to x_i − x_j."""
     p, a = parameters, votes.annotator
-    apart = p.score[votes.first] - p.score[votes.second] + shift
-    return p.skill[a] * apart + votes.shown * p.position[a], p.tie[a]
+    score_gap = p.score[votes.first] - p.score[votes.second] + shift
+    return p.skill[a] * score_gap + votes.shown * p.position[a], p.tie[a]
 
 
 def outcome_logs(model: TieModel, d: Floats, tau: Floats) -> tuple[Floats, Floats, Floats]:
@@ -96,19 +96,19 @@ def outcome_logs(model: TieModel, d: Floats, tau: Floats) -> tuple[Floats, Float
     if model == "davidson":
         logits = np.stack([d / 2, tau, -d / 2], axis=1)
         logs = logits - np.logaddexp(np.logaddexp(logits[:, 0], logits[:, 2]), tau)[:, None]
-        share = np.exp(logs)
-        lean = (share[:, 0] - share[:, 2]) / 2
-        by_d = np.stack([0.5 - lean, -lean, -0.5 - lean], axis=1)
-        by_tau = np.stack([zero, zero + 1, zero], axis=1) - share[:, 1:2]
+        probability = np.exp(logs)
+        mean_slope = (probability[:, 0] - probability[:, 2]) / 2
+        by_d = np.stack([0.5 - mean_slope, -mean_slope, -0.5 - mean_slope], axis=1)
+        by_tau = np.stack([zero, zero + 1, zero], axis=1) - probability[:, 1:2]
         return logs, by_d, by_tau
     eta = np.exp(tau)
     first, second = _log_sigmoid(d - eta), _log_sigmoid(-d - eta)
-    gap = 2 * eta + np.log(-np.expm1(-2 * eta))  # log(θ² − 1)
-    logs = np.stack([first, gap + first + second, second], axis=1)
-    missed_first, missed_second = -np.expm1(first), -np.expm1(second)
-    by_d = np.stack([missed_first, missed_first - missed_second, -missed_second], axis=1)
-    widening = 2 / -np.expm1(-2 * eta) - missed_first - missed_second
-    by_tau = eta[:, None] * np.stack([-missed_first, widening, -missed_second], axis=1)
+    log_tie_factor = 2 * eta + np.log(-np.expm1(-2 * eta))  # log(θ² − 1)
+    logs = np.stack([first, log_tie_factor + first + second, second], axis=1)
+    not_first, not_second = -np.expm1(first), -np.expm1(second)
+    by_d = np.stack([not_first, not_first - not_second, -not_second], axis=1)
+    tie_slope = 2 / -np.expm1(-2 * eta) - not_first - not_second
+    by_tau = eta[:, None] * np.stack([-not_first, tie_slope, -not_second], axis=1)
     return logs, by_d, by_tau
 
 
@@ -142,8 +142,8 @@ def information(
 ) -> tuple[Floats, Floats, Floats]:
     """Expected information of every vote about d and τ: ``[N]`` each of (d, d), (d, τ), (τ, τ), times its weight."""
     logs, by_d, by_tau = outcome_logs(model, *gaps(votes, parameters, shift))
-    share = np.exp(logs) * votes.weight[:, None]
-    return (share * by_d**2).sum(1), (share * by_d * by_tau).sum(1), (share * by_tau**2).sum(1)
+    weighted = np.exp(logs) * votes.weight[:, None]
+    return (weighted * by_d**2).sum(1), (weighted * by_d * by_tau).sum(1), (weighted * by_tau**2).sum(1)
 
 
 def observed_logs(model: TieModel, d: Floats, tau: Floats, outcome: Ints) -> tuple[Floats, Floats, Floats]:
@@ -151,22 +151,22 @@ def observed_logs(model: TieModel, d: Floats, tau: Floats, outcome: Ints) -> tup
     sign = 1.0 - outcome  # 1 first, 0 tie, −1 second
     tied = outcome == TIE
     if model == "davidson":
-        half = np.clip(d / 2, -300, 300)
-        grown = np.exp(half)
+        half_gap = np.clip(d / 2, -300, 300)
+        exp_half_gap = np.exp(half_gap)
         weight = np.exp(tau)
-        total = grown + 1 / grown + weight
-        lean = (grown - 1 / grown) / total / 2
-        log_total = np.log(total) + np.abs(d / 2) - np.abs(half)
-        return np.where(tied, tau, sign * d / 2) - log_total, sign / 2 - lean, tied - weight / total
+        total = exp_half_gap + 1 / exp_half_gap + weight
+        mean_slope = (exp_half_gap - 1 / exp_half_gap) / total / 2
+        log_total = np.log(total) + np.abs(d / 2) - np.abs(half_gap)
+        return np.where(tied, tau, sign * d / 2) - log_total, sign / 2 - mean_slope, tied - weight / total
     eta = np.exp(tau)
-    toward = np.where(tied, d, sign * d) - eta
-    logs, missed = _log_sigmoid(toward), 1 / (1 + np.exp(np.clip(toward, -300, 300)))
-    other = -d[tied] - eta[tied]
-    missed_other = 1 / (1 + np.exp(np.clip(other, -300, 300)))
-    by_d, by_eta = np.where(tied, 1.0, sign) * missed, -missed
-    logs[tied] += 2 * eta[tied] + np.log(-np.expm1(-2 * eta[tied])) + _log_sigmoid(other)
-    by_d[tied] -= missed_other
-    by_eta[tied] += 2 / -np.expm1(-2 * eta[tied]) - missed_other
+    sigmoid_input = np.where(tied, d, sign * d) - eta
+    logs, complement = _log_sigmoid(sigmoid_input), 1 / (1 + np.exp(np.clip(sigmoid_input, -300, 300)))
+    other_input = -d[tied] - eta[tied]
+    other_complement = 1 / (1 + np.exp(np.clip(other_input, -300, 300)))
+    by_d, by_eta = np.where(tied, 1.0, sign) * complement, -complement
+    logs[tied] += 2 * eta[tied] + np.log(-np.expm1(-2 * eta[tied])) + _log_sigmoid(other_input)
+    by_d[tied] -= other_complement
+    by_eta[tied] += 2 / -np.expm1(-2 * eta[tied]) - other_complement
     return logs, by_d, eta * by_eta
 
 
@@ -180,10 +180,10 @@ def log_likelihood(
     logs, by_d, by_tau = observed_logs(model, *gaps(votes, parameters, shift), votes.outcome)
     slope = votes.weight * by_d
     a, skill = votes.annotator, parameters.skill[votes.annotator]
-    apart = parameters.score[votes.first] - parameters.score[votes.second] + shift
+    score_gap = parameters.score[votes.first] - parameters.score[votes.second] + shift
     gradient = Parameters(
         score=_sum(votes.first, slope * skill, votes.answers) - _sum(votes.second, slope * skill, votes.answers),
-        skill=_sum(a, slope * apart, votes.annotators),
+        skill=_sum(a, slope * score_gap, votes.annotators),
         tie=_sum(a, votes.weight * by_tau, votes.annotators),
         position=_sum(a, slope * votes.shown, votes.annotators),
     )
@@ -205,8 +205,8 @@ def expected_log_likelihood(
     return sum(w * value for w, (value, _) in parts), Parameters(**gradient)
 
 
-def _sum(places: Ints, values: Floats, size: int) -> Floats:
-    return np.asarray(np.bincount(places, weights=values, minlength=size), dtype=np.float64)
+def _sum(indices: Ints, values: Floats, size: int) -> Floats:
+    return np.asarray(np.bincount(indices, weights=values, minlength=size), dtype=np.float64)
 
 
 def _log_sigmoid(x: Floats) -> Floats:

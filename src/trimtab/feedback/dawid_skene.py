@@ -84,13 +84,15 @@ def dawid_skene(
         confusion = (counts + shrinkage * pooled + tiny) / (counts.sum(2, keepdims=True) + shrinkage + classes * tiny)
         prior = posterior.mean(0)
         logs = np.log(confusion[annotator, :, label]) * weight[:, None]
-        total = np.stack([np.bincount(task, weights=logs[:, c], minlength=tasks) for c in range(classes)], axis=1)
-        total += np.log(prior + tiny)
-        total -= total.max(1, keepdims=True)
-        new = np.exp(total)
-        new /= new.sum(1, keepdims=True)
-        change = float(np.abs(new - posterior).max())
-        posterior = new
+        log_posterior = np.stack(
+            [np.bincount(task, weights=logs[:, c], minlength=tasks) for c in range(classes)], axis=1
+        )
+        log_posterior += np.log(prior + tiny)
+        log_posterior -= log_posterior.max(1, keepdims=True)
+        new_posterior = np.exp(log_posterior)
+        new_posterior /= new_posterior.sum(1, keepdims=True)
+        change = float(np.abs(new_posterior - posterior).max())
+        posterior = new_posterior
         if change < tolerance:
             break
     return DawidSkene(probability=posterior, prior=prior, confusion=confusion, counts=counts.sum(2))

@@ -41,7 +41,7 @@ from trimtab.records.literals import is_list
 STORED_CHARACTERS = 4000
 """Number of characters of a reply that are stored; its whole length is stored too."""
 
-TOP = 20
+TOP_LOGPROBS = 20
 """Number of log-probabilities requested at each token; the maximum of the protocol."""
 
 
@@ -93,9 +93,9 @@ _TOO_LONG = re.compile(
 )
 """The question is too long. A ``max_tokens`` that is too large is a wrong setting, and stops the run."""
 _FILTERED = re.compile(r"(?i)content_filter|content_policy|content management|content policy|responsibleai")
-_SPENT = re.compile(r"(?i)could not finish the message because max_\w*tokens|output limit was reached")
+_OUTPUT_LIMIT_REACHED = re.compile(r"(?i)could not finish the message because max_\w*tokens|output limit was reached")
 """The reply would be longer than allowed; some models report this with an error instead of a cut reply."""
-_RENAMED = re.compile(
+_UNKNOWN_MAX_TOKENS = re.compile(
     r"(?is)\buse\W+max_completion_tokens\b|\bmax_tokens\b.*(?:not supported|unsupported|not permitted|deprecated)|"
     r"(?:unsupported|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|not permitted).*\bmax_tokens\b"
 )
@@ -131,11 +131,13 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig, journal: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.config = config
-        known = list((journal or {}).values())
-        self._cut = {key.partition(CUT)[0]: r for key, r in (journal or {}).items() if CUT in key and self._holds(r)}
-        self.spent = math.fsum(float(reply.get("cost", 0.0)) for reply in known)
+        earlier_replies = list((journal or {}).values())
+        self._cut_replies = {
+            key.partition(CUT)[0]: r for key, r in (journal or {}).items() if CUT in key and self._would_be_cut_again(r)
+        }
+        self.spent = math.fsum(float(reply.get("cost", 0.0)) for reply in earlier_replies)
         """Total cost, earlier runs included."""
-        self.model = next((str(reply["model"]) for reply in known if reply.get("model")), None)
+        self.model = next((str(reply["model"]) for reply in earlier_replies if reply.get("model")), None)
         """The model's name in the endpoint's first reply."""
         self._headers: dict[str, str] = {}
         if config.key_env is not None:
@@ -159,7 +161,7 @@ class Endpoint:
         self._random = random.Random(0)
         self._limit_name = "max_tokens"
         self._reserved = 0.0
-        self._next = 0.0
+        self._next_start = 0.0
 
     def __call__(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
         """Ask all questions, except those whose reply was cut earlier at the present limit or a larger one.
@@ -168,23 +170,23 @@ class Endpoint:
             JudgeError: the endpoint does not answer, the key is refused, the cost cap is reached, or a different model
                 answers than before. All earlier replies have been passed to ``keep``.
         """
-        keep({q.key: Reply.model_validate(self._cut[q.key]) for q in questions if q.key in self._cut})
-        asyncio.run(self._ask_all([q for q in questions if q.key not in self._cut], keep))
+        keep({q.key: Reply.model_validate(self._cut_replies[q.key]) for q in questions if q.key in self._cut_replies})
+        asyncio.run(self._ask_all([q for q in questions if q.key not in self._cut_replies], keep))
 
-    def _holds(self, reply: Mapping[str, Any]) -> bool:
+    def _would_be_cut_again(self, reply: Mapping[str, Any]) -> bool:
         """True: the reply was cut and its limit has not been raised, so it would be cut again."""
         name, _, value = str(reply.get("limit", "")).partition("=")
         return value.isdecimal() and int(value) >= getattr(self.config, name, math.inf)
 
     async def _ask_all(self, questions: Sequence[Question], keep: Callable[[Mapping[str, Reply]], None]) -> None:
-        waiting = iter(questions)
+        remaining = iter(questions)
         problems: list[BaseException] = []
-        self._next = 0.0
+        self._next_start = 0.0
         limits = httpx.Limits(max_connections=self.config.concurrency)
         async with httpx.AsyncClient(timeout=None, limits=limits, headers=self._headers, trust_env=True) as client:
 
             async def worker() -> None:
-                for question in waiting:
+                for question in remaining:
                     if problems:
                         return
                     try:
@@ -209,17 +211,17 @@ class Endpoint:
         reason = "it was not asked"
         started = time.monotonic()
         for attempt in range(config.attempts):
-            most = await self._reserve(question, problems)
+            cost_bound = await self._reserve(question, problems)
             try:
-                await self._turn()
+                await self._wait_for_rate_limit()
                 if problems:
                     raise _Stopped
                 async with asyncio.timeout(config.timeout):
                     body = await self._post(client, question)
-                reply = self._read(body, question, time.monotonic() - started, most)
+                reply = self._read(body, question, time.monotonic() - started, cost_bound)
                 self.spent += reply.cost
                 if not self._same_model(reply):
-                    keep(_lost(question, reply.cost))
+                    keep(_cost_record(question, reply.cost))
                     raise JudgeError(
                         f"{config.url}: this reply came from {reply.model!r}, earlier ones from {self.model!r}. Two "
                         "judges must not be mixed under one name: name a fixed version in model, or start another "
@@ -227,23 +229,23 @@ class Endpoint:
                     )
                 return reply
             except TimeoutError:
-                error, bill = _NoAnswer(f"no complete reply within {config.timeout:g} s"), most
+                error, charge = _NoAnswer(f"no complete reply within {config.timeout:g} s"), cost_bound
             except httpx.LocalProtocolError:
                 raise JudgeError(f"{config.url}: the request cannot be sent; check the url and the key") from None
             except httpx.HTTPError as problem:
                 error = _NoAnswer(f"{type(problem).__name__}: {problem}")
-                bill = 0.0 if isinstance(problem, httpx.ConnectError) else most
+                charge = 0.0 if isinstance(problem, httpx.ConnectError) else cost_bound
             except _Unusable as problem:
                 return Reply(
                     failure=problem.failure, text=str(problem), limit=problem.limit, model=self.model or "", at=_now()
                 )
             except _NoAnswer as problem:
-                error, bill = problem, most if problem.billed else 0.0
+                error, charge = problem, cost_bound if problem.billed else 0.0
             finally:
-                self._reserved -= most
+                self._reserved -= cost_bound
             reason = str(error)
-            self.spent += bill
-            keep(_lost(question, bill))
+            self.spent += charge
+            keep(_cost_record(question, charge))
             if attempt + 1 < config.attempts:
                 pause = self._retries.pause(attempt) * (0.5 + self._random.random())
                 await asyncio.sleep(max(pause, error.wait))
@@ -254,12 +256,12 @@ class Endpoint:
             "kept; check the endpoint, or lower per_minute and concurrency, and run the same command again"
         )
 
-    async def _turn(self) -> None:
+    async def _wait_for_rate_limit(self) -> None:
         """Wait until the rate limit allows this request."""
         now = time.monotonic()
-        begin = max(now, self._next)
-        self._next = begin + 60.0 / self.config.per_minute
-        await asyncio.sleep(begin - now)
+        start = max(now, self._next_start)
+        self._next_start = start + 60.0 / self.config.per_minute
+        await asyncio.sleep(start - now)
 
     async def _post(self, client: httpx.AsyncClient, question: Question) -> bytes:
         """Send one request; return the body of a reply with status 200."""
@@ -273,7 +275,7 @@ class Endpoint:
         if config.temperature is not None:
             request["temperature"] = config.temperature
         if config.logprobs:
-            request |= {"logprobs": True, "top_logprobs": TOP}
+            request |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         url = f"{config.url.rstrip('/')}/chat/completions"
         async with client.stream("POST", url, json=request) as response:
             body = bytearray()
@@ -286,38 +288,38 @@ class Endpoint:
         if status == 200:
             return bytes(body)
         raw = bytes(body[:STORED_CHARACTERS]).decode("utf-8", "replace")
-        if status in (400, 422) and "max_tokens" in request and _RENAMED.search(raw):
+        if status in (400, 422) and "max_tokens" in request and _UNKNOWN_MAX_TOKENS.search(raw):
             self._limit_name = "max_completion_tokens"
-            await self._turn()
+            await self._wait_for_rate_limit()
             return await self._post(client, question)
         self._refuse(status, raw, self._message(body), wait, question)
 
     def _refuse(self, status: int, raw: str, message: str, wait: float, question: Question) -> NoReturn:
         """Raise for a status other than 200: another attempt, a failure of this question, or the end of the run."""
         config = self.config
-        answer = f"HTTP {status}{': ' if message else ''}{message}"
+        reply = f"HTTP {status}{': ' if message else ''}{message}"
         if status == 429 and "insufficient_quota" in raw:
             raise JudgeError(
-                f"{config.url}: {answer}. Everything answered so far is kept; raise the quota and run the same command "
+                f"{config.url}: {reply}. Everything answered so far is kept; raise the quota and run the same command "
                 "again"
             )
         if is_temporary(status):
-            raise _NoAnswer(answer, wait)
+            raise _NoAnswer(reply, wait)
         if status in (401, 403):
-            named = config.key_env or "no key is sent"
-            raise JudgeError(f"{config.url}: {answer}: it refuses the key ({named}); set a valid one and run again")
+            key_name = config.key_env or "no key is sent"
+            raise JudgeError(f"{config.url}: {reply}: it refuses the key ({key_name}); set a valid one and run again")
         if status in (400, 413, 422):
-            if _SPENT.search(raw):
+            if _OUTPUT_LIMIT_REACHED.search(raw):
                 raise _Unusable("cut", message, "=".join(map(str, self._limit(question))))
-            for failure, words in (("too long", _TOO_LONG), ("refused", _FILTERED)):
-                if words.search(raw):
+            for failure, pattern in (("too long", _TOO_LONG), ("refused", _FILTERED)):
+                if pattern.search(raw):
                     raise _Unusable(failure, message)
         hint = ""
         if status in (400, 422) and "temperature" in message:
             hint = "; set temperature: null if it accepts none"
         elif status in (400, 422) and config.logprobs:
             hint = "; set logprobs: false if it cannot give log-probabilities"
-        raise JudgeError(f"{config.url}: {answer} (model {config.model!r}){hint}")
+        raise JudgeError(f"{config.url}: {reply} (model {config.model!r}){hint}")
 
     def _limit(self, question: Question) -> tuple[str, int]:
         """The setting that limits the reply to a question, and its value in tokens."""
@@ -328,25 +330,29 @@ class Endpoint:
         """The endpoint's message in a reply that is not a completion, with the key removed."""
         return error_message(bytes(body), hide=self._headers.get("Authorization", "").removeprefix("Bearer "))
 
-    def _read(self, body: bytes, question: Question, seconds: float, most: float) -> Reply:
+    def _read(self, body: bytes, question: Question, seconds: float, cost_bound: float) -> Reply:
         """The reply in a body; without usage it is charged the most it can cost.
 
         Raises:
             _NoAnswer: the body is not a chat completion.
         """
-        facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": most}
+        facts: dict[str, Any] = {"seconds": round(seconds, 3), "at": _now(), "cost": cost_bound}
         if len(body) > self.config.max_reply_bytes and body.lstrip().startswith(b"{"):
-            start = body[:STORED_CHARACTERS].decode("utf-8", "replace")
+            beginning = body[:STORED_CHARACTERS].decode("utf-8", "replace")
             limit = f"max_reply_bytes={self.config.max_reply_bytes}"
-            facts |= {"text": start, "characters": len(body), "model": self.model or "", "limit": limit}
+            facts |= {"text": beginning, "characters": len(body), "model": self.model or "", "limit": limit}
             return Reply(failure="too long", **facts)
         try:
             values = json.loads(body)
             choice = values["choices"][0]
-            message, finish = choice["message"], choice.get("finish_reason")
+            message, finish_reason = choice["message"], choice.get("finish_reason")
             text = _content(message.get("content"))
-            failed = values.get("error") or choice.get("error") or finish == "error"
-            if failed or not isinstance(text or "", str) or (text is None and not (finish or message.get("refusal"))):
+            is_error = values.get("error") or choice.get("error") or finish_reason == "error"
+            if (
+                is_error
+                or not isinstance(text or "", str)
+                or (text is None and not (finish_reason or message.get("refusal")))
+            ):
                 raise ValueError("no completion")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _NoAnswer(f"HTTP 200 without a whole chat completion: {self._message(body)}", billed=True) from None
@@ -360,20 +366,22 @@ class Endpoint:
             "model": str(values.get("model") or self.config.model),
         }
         facts |= {"text": text[:STORED_CHARACTERS], "characters": len(text)}
-        if finish == "content_filter" or message.get("refusal"):
+        if finish_reason == "content_filter" or message.get("refusal"):
             return Reply(failure="refused", **facts)
-        stated, failure = find_option(text, question.options, reason=question.reason)
-        if finish == "length" and _is_open(text, stated, failure, reason=question.reason):
+        option_match, failure = find_option(text, question.options, reason=question.reason)
+        if finish_reason == "length" and _is_open(text, option_match, failure, reason=question.reason):
             return Reply(failure="cut", limit="=".join(map(str, self._limit(question))), **facts)
         option, failure = read_option(text, question.options, reason=question.reason)
         if option is None:
             return Reply(failure=failure, **facts)
         try:
-            soft = option_probabilities(choice.get("logprobs"), question.options, option, reason=question.reason)
+            probabilities = option_probabilities(
+                choice.get("logprobs"), question.options, option, reason=question.reason
+            )
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
-            soft = None
-        if soft is not None:
-            return Reply(probabilities=soft, **facts)
+            probabilities = None
+        if probabilities is not None:
+            return Reply(probabilities=probabilities, **facts)
         return Reply(probabilities=tuple(float(o == option) for o in question.options), hard=True, **facts)
 
     def _same_model(self, reply: Reply) -> bool:
@@ -383,31 +391,31 @@ class Endpoint:
     async def _reserve(self, question: Question, problems: Sequence[object]) -> float:
         """Reserve the most that a request can cost; if reservations exceed the cap, wait for requests in flight."""
         config = self.config
-        read = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
-        _, written = self._limit(question)
-        most = (read * config.price_in + written * config.price_out) / 1e6
+        input_tokens = sum(len(m.content.encode()) + 16 for m in question.messages)  # a token is at least one byte
+        _, output_tokens = self._limit(question)
+        cost_bound = (input_tokens * config.price_in + output_tokens * config.price_out) / 1e6
         cap = math.inf if config.max_cost is None else config.max_cost
-        while self.spent + self._reserved + most > cap:
-            if self.spent + most > cap:
+        while self.spent + self._reserved + cost_bound > cap:
+            if self.spent + cost_bound > cap:
                 raise JudgeError(
                     f"the cost cap of {cap:g} is reached: {self.spent:.4g} spent, and the next request could cost up "
-                    f"to {most:.2g}. Everything answered is kept; raise max_cost to continue"
+                    f"to {cost_bound:.2g}. Everything answered is kept; raise max_cost to continue"
                 )
             await asyncio.sleep(0.01)
             if problems:
                 raise _Stopped
-        self._reserved += most
-        return most
+        self._reserved += cost_bound
+        return cost_bound
 
 
 class _Stopped(Exception):
     """Another request stopped the run; this one was not answered."""
 
 
-def _lost(question: Question, cost: float) -> dict[str, Reply]:
+def _cost_record(question: Question, cost: float) -> dict[str, Reply]:
     """The cost of a request without a reply, under a key that no question has; nothing if it cost nothing."""
-    at = time.time_ns()
-    return {f"{question.key}{LOST}{at}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
+    timestamp = time.time_ns()
+    return {f"{question.key}{LOST}{timestamp}": Reply(failure="malformed", cost=cost, at=_now())} if cost else {}
 
 
 def _content(content: Any) -> Any:
@@ -425,20 +433,20 @@ def _usage(values: Mapping[str, Any]) -> tuple[int, int]:
         return 0, 0
 
 
-def _is_open(text: str, stated: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
+def _is_open(text: str, option_match: re.Match[str] | None, failure: str, *, reason: bool) -> bool:
     """Whether the rest of a truncated reply could change its verdict.
 
     It could not if the reply refused, or states its option on a separate line or before the cut ("Answer: A, because
     it"). "Answer A" may continue "is worse".
     """
-    if stated is None:
+    if option_match is None:
         return reason or failure != "refused"
-    rest = text[stated.end(1) :]
-    if stated.end() < len(text):
+    remainder = text[option_match.end(1) :]
+    if option_match.end() < len(text):
         return False
-    if re.search(r"\w", rest):
-        return re.fullmatch(r"[\w\s]+", rest) is not None  # "A is better" may continue "in style"
-    return re.search(r"\w", stated.string[stated.start() : stated.start(1)]) is not None
+    if re.search(r"\w", remainder):
+        return re.fullmatch(r"[\w\s]+", remainder) is not None  # "A is better" may continue "in style"
+    return re.search(r"\w", option_match.string[option_match.start() : option_match.start(1)]) is not None
 
 
 def _now() -> str:
@@ -465,29 +473,29 @@ def option_probabilities(
         None if the tokens do not state that option.
     """
     tokens: list[dict[str, Any]] = (logprobs or {}).get("content") or []
-    stated, _ = find_option("".join(t["token"] for t in tokens), options, reason=reason)
-    if stated is None:
+    option_match, _ = find_option("".join(t["token"] for t in tokens), options, reason=reason)
+    if option_match is None:
         return None
-    ends = list(itertools.accumulate(len(t["token"]) for t in tokens))
-    number = bisect.bisect_right(ends, stated.start(1))
-    place, before = tokens[number], "".join(t["token"] for t in tokens[:number])
+    token_ends = list(itertools.accumulate(len(t["token"]) for t in tokens))
+    position = bisect.bisect_right(token_ends, option_match.start(1))
+    option_token, prefix = tokens[position], "".join(t["token"] for t in tokens[:position])
 
     def option(token: str) -> str | None:
-        return read_option(before + token, options, reason=reason)[0]
+        return read_option(prefix + token, options, reason=reason)[0]
 
-    if option(place["token"]) != chosen:
+    if option(option_token["token"]) != chosen:
         return None
-    listed: list[dict[str, Any]] = list(place.get("top_logprobs") or ())
-    if place["token"] not in [t["token"] for t in listed]:
-        listed.append(place)
-    probabilities = [math.exp(float(t["logprob"])) for t in listed]
-    mass = dict.fromkeys(options, 0.0)
-    for token, p in zip(listed, probabilities, strict=True):
-        if (accepted := option(token["token"])) is not None:
-            mass[accepted] += p
-    rest = max(0.0, min(min(probabilities), 1 - math.fsum(probabilities)))
-    filled = [mass[o] or rest for o in options]
-    total = math.fsum(filled)
+    candidates: list[dict[str, Any]] = list(option_token.get("top_logprobs") or ())
+    if option_token["token"] not in [t["token"] for t in candidates]:
+        candidates.append(option_token)
+    probabilities = [math.exp(float(t["logprob"])) for t in candidates]
+    mass_by_option = dict.fromkeys(options, 0.0)
+    for token, p in zip(candidates, probabilities, strict=True):
+        if (named_option := option(token["token"])) is not None:
+            mass_by_option[named_option] += p
+    unlisted_probability = max(0.0, min(min(probabilities), 1 - math.fsum(probabilities)))
+    masses = [mass_by_option[o] or unlisted_probability for o in options]
+    total = math.fsum(masses)
     if not (math.isfinite(total) and total > 0):
         return None
-    return tuple(p / total for p in filled)
+    return tuple(p / total for p in masses)

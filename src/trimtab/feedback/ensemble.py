@@ -18,11 +18,13 @@ def ensemble(items: Sequence[Comparison], judgements: Sequence[Judgement]) -> li
     if len({j.annotator for j in overall}) == 1:
         return overall
     by_id = {j.id: j for j in overall}
-    together = aggregate(items, overall, config=AggregateConfig(keep_tied=True)).preferences
-    return [_one(preference, [by_id[name] for name in preference.judgements]) for preference in together]
+    preferences = aggregate(items, overall, config=AggregateConfig(keep_tied=True)).preferences
+    return [
+        _combined_judgement(preference, [by_id[name] for name in preference.judgements]) for preference in preferences
+    ]
 
 
-def _one(preference: Preference, parts: Sequence[Judgement]) -> Judgement:
+def _combined_judgement(preference: Preference, parts: Sequence[Judgement]) -> Judgement:
     p = preference.probability
     principles = (name for j in parts for name in (j.principle or "").split(",") if name)
     return Judgement(

@@ -12,32 +12,34 @@ from fractions import Fraction
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|\.\d+"
 _NUMBER = re.compile(rf"(?<![\w.])(?:{_UNSIGNED})")
-_LAST = re.compile(rf"(?:(?<![\w)])-)?(?<![\w.])(?:{_UNSIGNED})(?:\s*/\s*\d+)?")
-_STOP = "because|since|as|so|when|where|if|for|with|and|or|but|then|at|from|which|of"
-_WORD = rf"(?!(?:{_STOP})\b)[A-Za-z%°]+"
+_SIGNED_NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?<![\w.])(?:{_UNSIGNED})(?:\s*/\s*\d+)?")
+_STOP_WORDS = "because|since|as|so|when|where|if|for|with|and|or|but|then|at|from|which|of"
+_WORD = rf"(?!(?:{_STOP_WORDS})\b)[A-Za-z%°]+"
 _UNITS = re.compile(rf"(?:\s*{_WORD}){{0,3}}")
 _EQUALS = re.compile(rf"(?:\s*{_WORD}){{0,3}}\s*=\s*(?:[A-Za-z]\w*\s*=\s*)?")
 _NOT_A_NUMBER = re.compile(
     r"\s*(?:\\?sqrt|√|\\?pi(?![A-Za-z])|π|\\infty|∞)|(?<=[\d)])(?:!(?=\S)|[A-Za-z]?\(|[abcdefiknxyz](?![A-Za-z]))"
 )
-_ON_TO_EQUALS = re.compile(rf"(?:(?!\b(?:{_STOP})\b)[^=,;])*=")
+_UP_TO_EQUALS = re.compile(rf"(?:(?!\b(?:{_STOP_WORDS})\b)[^=,;])*=")
 _POWER_OF_UNIT = re.compile(r"([A-Za-z])\s*\^?\s*\(?-?\d\)?")
-_ROOT = re.compile(r"sqrt|√|(?<![A-Za-z])pi(?![A-Za-z])|π|(?<![A-Za-z])(?:log|ln|sin|cos|tan)(?:_\w+)?[\s^(_-]*$")
+_ROOT_OR_FUNCTION = re.compile(
+    r"sqrt|√|(?<![A-Za-z])pi(?![A-Za-z])|π|(?<![A-Za-z])(?:log|ln|sin|cos|tan)(?:_\w+)?[\s^(_-]*$"
+)
 _DIGITS = r"[-+(]?\s*[\d.]*\d"
-_PLACES = r"\d*\s*(?:decimal|significant|sig|place|digit|figure|[ds]\.?[pf]\b)"
-_OR = re.compile(rf"(?P<unit>{_UNITS.pattern})\s*\bor\s+(?:maybe\s+|perhaps\s+|possibly\s+)?(?={_DIGITS})")
-_TO = re.compile(rf"\s*(?:\bto\s+{_DIGITS}(?!{_PLACES})|(?P<unit>{_WORD})\s+to\s+{_DIGITS}\s*(?P=unit))")
+_PRECISION_UNIT = r"\d*\s*(?:decimal|significant|sig|place|digit|figure|[ds]\.?[pf]\b)"
+_OR_NUMBER = re.compile(rf"(?P<unit>{_UNITS.pattern})\s*\bor\s+(?:maybe\s+|perhaps\s+|possibly\s+)?(?={_DIGITS})")
+_TO_NUMBER = re.compile(rf"\s*(?:\bto\s+{_DIGITS}(?!{_PRECISION_UNIT})|(?P<unit>{_WORD})\s+to\s+{_DIGITS}\s*(?P=unit))")
 _BETWEEN = re.compile(r"\bbetween\s*$", flags=re.I)
 
 _BOXED = re.compile(r"\\?f?box(?:ed)?\s*(?=\{)")
 _BOXED_BARE = re.compile(r"\\boxed\s+([^\s{}]+)")
 _HASHES = re.compile(r"####([^\n]*)")
-_IS = (
+_COPULA = (
     r"is|are|was|were|equals|becomes|(?:should|must|will|would) be"
     r"|(?:comes|turns|works) (?:out )?to(?: be)?"
 )
-_EARLIER = "".join(rf"(?<!{word} )" for word in ("first", "initial", "original", "previous", "earlier"))
-_ANSWER = re.compile(rf"(?<!/){_EARLIER}\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_IS})\b|[:=>])", flags=re.I)
+_NOT_EARLIER = "".join(rf"(?<!{word} )" for word in ("first", "initial", "original", "previous", "earlier"))
+_ANSWER = re.compile(rf"(?<!/){_NOT_EARLIER}\banswer\b[^\n.\d]{{0,40}}?(?:\b(?:{_COPULA})\b|[:=>])", flags=re.I)
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>|<think(?:ing)?>.*", flags=re.S | re.I)
 _DENIED = re.compile(
     rf"(?:\b(?:not|cannot|never|rather\s+than|instead\s+of)|n't)\s+(?:be\s+|equal\s+(?:to\s+)?)?-?(?:{_UNSIGNED})(?:\s*/\s*\d+)?",
@@ -62,7 +64,7 @@ _FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4",
     "⅘": "4/5", "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"
 }  # fmt: skip
 _SPACED = re.compile(r"(?<![\w.,/])(?<!\d )(\d{1,3}(?: \d{3})+)(?:,(\d{1,2}))?(?![\d/]|,\d)")
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), to)
@@ -111,11 +113,11 @@ def final_number(text: str) -> Fraction | None:
     ('15', '1200')
     """
     plain = _plain(_THOUGHT.sub("", text))
-    for find, whole in ((_boxed, True), (_after_hashes, False), (_after_answer, False)):
-        for segment in find(plain):
+    for find_segments, only_unit_follows in ((_boxed, True), (_after_hashes, False), (_after_answer, False)):
+        for segment in find_segments(plain):
             if re.search(r"\d", segment):
-                return _read(segment, whole=whole)
-    return _last(plain)
+                return _read(segment, only_unit_follows=only_unit_follows)
+    return _last_number(plain)
 
 
 # One plain form ---------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def final_number(text: str) -> Fraction | None:
 def _plain(text: str) -> str:
     r"""Typography, markdown and LaTeX as plain expressions; ``\boxed`` stays."""
     text = re.sub(r"(\d?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: f"{m[1]}{' ' if m[1] else ''}{_FRACTIONS[m[2]]}", text)
-    text = re.sub(r"(?<=[\d)])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_RAISED), text)
+    text = re.sub(r"(?<=[\d)])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
     for pattern, to in _REWRITES[:2]:
         text = pattern.sub(to, text)
     text = _SPACED.sub(_joined, text.translate(_SYMBOLS))
@@ -162,25 +164,25 @@ def _star(match: re.Match[str]) -> str:
     """An asterisk between two operands is an operation; all others are markdown."""
     text, start, end = match.string, match.start(), match.end()
     left, right = text[:start].rstrip(" "), text[end:].lstrip(" ")
-    even = (len(left) < start) == (len(right) < len(text) - end)
+    symmetric = (len(left) < start) == (len(right) < len(text) - end)
     spaced = len(left) < start
     operand = left[-1:].isdigit() or left[-1:] in (")", "}") or (spaced and left[-1:].isalpha())
-    if len(match[0]) < 3 and even and operand and re.match(r"[\d({\\.-]", right):
+    if len(match[0]) < 3 and symmetric and operand and re.match(r"[\d({\\.-]", right):
         return match[0]
     return ""
 
 
 def _fraction(match: re.Match[str]) -> str:
-    whole, above, below = match[1], match[2] or match[3] or "0", match[4] or match[5] or "0"
+    whole, numerator, denominator = match[1], match[2] or match[3] or "0", match[4] or match[5] or "0"
     before = match.string[: match.start()].rstrip()[-1:]
-    if above.strip().isdigit() and below.strip().isdigit() and before not in ("/", "^", "*"):
-        return f"{int(whole or 0) * int(below) + int(above)}/{int(below)}"
-    return f"({whole}+({above})/({below}))" if whole else f"(({above})/({below}))"
+    if numerator.strip().isdigit() and denominator.strip().isdigit() and before not in ("/", "^", "*"):
+        return f"{int(whole or 0) * int(denominator) + int(numerator)}/{int(denominator)}"
+    return f"({whole}+({numerator})/({denominator}))" if whole else f"(({numerator})/({denominator}))"
 
 
 def _mixed(match: re.Match[str]) -> str:
-    whole, above, below = int(match[1]), int(match[2]), int(match[3])
-    return f"{whole * below + above}/{below}" if above < below else match[0]
+    whole, numerator, denominator = int(match[1]), int(match[2]), int(match[3])
+    return f"{whole * denominator + numerator}/{denominator}" if numerator < denominator else match[0]
 
 
 # Where the answer is ----------------------------------------------------------------------
@@ -215,21 +217,21 @@ def _after_answer(text: str) -> Iterator[str]:
     for mark in list(_ANSWER.finditer(text))[: -MARKS - 1 : -1]:
         line, _, rest = text[mark.end() :].partition("\n")
         if not line.strip(" :*>."):
-            below = rest.lstrip().partition("\n")[0]
-            line = below if _BEGINS.match(below) and not _LIST_ITEM.match(below) else ""
+            next_line = rest.lstrip().partition("\n")[0]
+            line = next_line if _BEGINS.match(next_line) and not _LIST_ITEM.match(next_line) else ""
         yield line
 
 
-def _last(text: str) -> Fraction | None:
+def _last_number(text: str) -> Fraction | None:
     """The last number, or the last expression if it follows an equals sign."""
-    matches = list(_LAST.finditer(text))
+    matches = list(_SIGNED_NUMBER.finditer(text))
     if not matches:
         return None
-    after = text.rfind("=") + 1
-    if after:
-        number = _NUMBER.search(text, after)
+    after_equals = text.rfind("=") + 1
+    if after_equals:
+        number = _NUMBER.search(text, after_equals)
         if number is not None and number.start() < matches[-1].start():
-            parsed = _Expression(text).parse(_start(text, number.start(), after))
+            parsed = _Expression(text).parse(_expression_start(text, number.start(), after_equals))
             if parsed is not None and parsed[1] >= matches[-1].end():
                 return parsed[0]
     return _fraction_of(matches[-1][0])
@@ -245,37 +247,41 @@ def _fraction_of(text: str) -> Fraction | None:
 # Reading it -------------------------------------------------------------------------------
 
 
-def _read(segment: str, *, whole: bool) -> Fraction | None:
+def _read(segment: str, *, only_unit_follows: bool) -> Fraction | None:
     r"""The value of a marked answer: the end of the chain of expressions that begins with its first number.
 
     Args:
         segment: text at the mark, in plain form.
-        whole: True: only a unit may follow, as in ``\boxed{}``.
+        only_unit_follows: True: only a unit may follow, as in ``\boxed{}``.
     """
     segment = re.sub(r"[{}]", lambda m: "(" if m[0] == "{" else ")", segment)
     number = _NUMBER.search(segment)
     if number is None:
         return None
     expression = _Expression(segment)
-    parsed = expression.parse(_start(segment, number.start(), 0)) or expression.parse(number.start())
+    parsed = expression.parse(_expression_start(segment, number.start(), 0)) or expression.parse(number.start())
     if parsed is None:
         return None
     value, end = parsed
     before = segment[: number.start()].rpartition("=")[2]
     while (equals := _EQUALS.match(segment, end)) is not None:
-        first = _NUMBER.search(segment, equals.end())
-        place = equals.end() if first is None else _start(segment, first.start(), equals.end())
-        further = expression.parse(place) if first is not None and not segment[equals.end() : place].strip() else None
-        if further is None:
+        next_number = _NUMBER.search(segment, equals.end())
+        place = equals.end() if next_number is None else _expression_start(segment, next_number.start(), equals.end())
+        continuation = (
+            expression.parse(place) if next_number is not None and not segment[equals.end() : place].strip() else None
+        )
+        if continuation is None:
             break
-        value, end = further
+        value, end = continuation
         before = ""
-    if _ROOT.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is computed
-        further = _ON_TO_EQUALS.match(segment, end)
-        return None if further is None else _read(segment[further.end() :], whole=whole)
-    if _TO.match(segment, end) or _BETWEEN.search(before) or _is_one_of_two(segment, end, value):
+    if _ROOT_OR_FUNCTION.search(before) or _NOT_A_NUMBER.match(segment, end):  # a root or π, unless it is computed
+        continuation = _UP_TO_EQUALS.match(segment, end)
+        return (
+            None if continuation is None else _read(segment[continuation.end() :], only_unit_follows=only_unit_follows)
+        )
+    if _TO_NUMBER.match(segment, end) or _BETWEEN.search(before) or _is_one_of_two(segment, end, value):
         return None
-    if whole:
+    if only_unit_follows:
         rest = _POWER_OF_UNIT.sub(r"\1", segment[end:])
         if re.search(r"[\d+*=^(\\√π]", rest) or re.search(r"[\w)]\s*[-+*/^(]+\s*$", before):
             return None
@@ -284,27 +290,29 @@ def _read(segment: str, *, whole: bool) -> Fraction | None:
 
 def _is_one_of_two(segment: str, end: int, value: Fraction) -> bool:
     """Does another value follow after "or"? One in another unit, as in "90 minutes or 1.5 hours", is the same again."""
-    match = _OR.match(segment, end)
+    match = _OR_NUMBER.match(segment, end)
     if match is None:
         return False
     other = _Expression(segment).parse(match.end())
     if other is None or other[0] == value:
         return other is None
-    following = _UNITS.match(segment, other[1])
-    first, second = (units.split()[:1] for units in (match["unit"], following[0] if following else ""))
+    following_units = _UNITS.match(segment, other[1])
+    first, second = (units.split()[:1] for units in (match["unit"], following_units[0] if following_units else ""))
     return first == second or not ((first and second) or "%" in (*first, *second))
 
 
-def _start(text: str, place: int, low: int) -> int:
+def _expression_start(text: str, place: int, minimum: int) -> int:
     """Where the expression begins whose first number is at ``place``: before its parentheses and its sign."""
-    while place > low:
-        before = text[low:place].rstrip(" ")
+    while place > minimum:
+        before = text[minimum:place].rstrip(" ")
         sign = before[-1:] in ("-", "+") and not re.search(
-            r"[\w)]\s*$", before[:-1] if len(before) < place - low else ""
+            r"[\w)]\s*$", before[:-1] if len(before) < place - minimum else ""
         )
-        attached = before[-1:] in ("-", "+") and len(before) == place - low and not re.search(r"[\w)]$", before[:-1])
+        attached = (
+            before[-1:] in ("-", "+") and len(before) == place - minimum and not re.search(r"[\w)]$", before[:-1])
+        )
         if before[-1:] == "(" or attached or (sign and not before[:-1].strip()):
-            place = low + len(before) - 1
+            place = minimum + len(before) - 1
         else:
             break
     return place

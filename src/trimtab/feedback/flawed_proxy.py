@@ -17,5 +17,5 @@ def overlap(rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def _overlap(rollout: Rollout) -> float:
-    known = {stem(word) for word in words_of(message_of(rollout.prompt)) if word not in FUNCTION_WORDS}
-    return float(sum(stem(word) in known for word in words_of(rollout.text) if word not in FUNCTION_WORDS))
+    message_stems = {stem(word) for word in words_of(message_of(rollout.prompt)) if word not in FUNCTION_WORDS}
+    return float(sum(stem(word) in message_stems for word in words_of(rollout.text) if word not in FUNCTION_WORDS))

@@ -59,21 +59,21 @@ def generate_tasks(name: TaskName, count: int, *, seed: int, size: int = 3, larg
     """
     if name not in TASKS:
         raise ScoringError(f"task {name!r}; use one of {', '.join(TASKS)}")
-    draw = random.Random(f"{name}|{size}|{seed}")
+    rng = random.Random(f"{name}|{size}|{seed}")
     tasks: dict[str, GeneratedTask] = {}
     for _ in range(20 * count):
         if len(tasks) == count:
             break
         if name == "sums":
-            question, steps = _sum(draw, size, largest)
+            question, steps = _sum(rng, size, largest)
         else:
-            question, steps = _sorting(draw, size) if name == "sorting" else _tracking(draw, size)
+            question, steps = _sorting(rng, size) if name == "sorting" else _tracking(rng, size)
         tasks.setdefault(question, GeneratedTask(name=name, question=question, steps=tuple(steps)))
     return list(tasks.values())
 
 
-def _sum(draw: random.Random, size: int, largest: int) -> tuple[str, list[str]]:
-    numbers = [draw.randint(1, largest) for _ in range(size)]
+def _sum(rng: random.Random, size: int, largest: int) -> tuple[str, list[str]]:
+    numbers = [rng.randint(1, largest) for _ in range(size)]
     total, steps = numbers[0], list[str]()
     for number in numbers[1:]:
         steps.append(f"{total} + {number} = {total + number}")
@@ -81,24 +81,24 @@ def _sum(draw: random.Random, size: int, largest: int) -> tuple[str, list[str]]:
     return f"Add {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}.", [*steps, f"{ANSWER}{total}"]
 
 
-def _sorting(draw: random.Random, size: int) -> tuple[str, list[str]]:
-    words = draw.sample(_WORDS, size)
+def _sorting(rng: random.Random, size: int) -> tuple[str, list[str]]:
+    words = rng.sample(_WORDS, size)
     steps = [f"{place}: {word}" for place, word in enumerate(sorted(words), 1)]
     return f"Sort these words: {', '.join(words)}.", [*steps, ANSWER + " ".join(sorted(words))]
 
 
-def _tracking(draw: random.Random, size: int) -> tuple[str, list[str]]:
-    people, things = list(_PEOPLE[:size]), draw.sample(_THINGS, size)
-    holds = dict(zip(people, things, strict=True))
-    text = " ".join(f"{who} has the {what}." for who, what in holds.items())
+def _tracking(rng: random.Random, size: int) -> tuple[str, list[str]]:
+    people, things = list(_PEOPLE[:size]), rng.sample(_THINGS, size)
+    thing_of = dict(zip(people, things, strict=True))
+    text = " ".join(f"{holder} has the {thing}." for holder, thing in thing_of.items())
     steps: list[str] = []
     for _ in range(size):
-        first, second = draw.sample(people, 2)
-        holds[first], holds[second] = holds[second], holds[first]
+        first, second = rng.sample(people, 2)
+        thing_of[first], thing_of[second] = thing_of[second], thing_of[first]
         text += f" {first} and {second} swap."
-        steps.append(", ".join(f"{who} {what}" for who, what in holds.items()))
-    person = draw.choice(people)
-    return f"{text} What does {person} have?", [*steps, ANSWER + holds[person]]
+        steps.append(", ".join(f"{holder} {thing}" for holder, thing in thing_of.items()))
+    person = rng.choice(people)
+    return f"{text} What does {person} have?", [*steps, ANSWER + thing_of[person]]
 
 
 def first_wrong_step(solution: Sequence[str], steps: Sequence[str]) -> int | None:
@@ -124,8 +124,8 @@ def solved(rollouts: Sequence[Rollout]) -> list[float]:
     scores: list[float] = []
     for rollout in rollouts:
         answer = _solution(rollout)[-1].removeprefix(ANSWER)
-        given = next((s for s in reversed(rollout.text.splitlines()) if s.startswith(ANSWER.strip())), "")
-        scores.append(float(given.removeprefix(ANSWER.strip()).strip() == answer))
+        answer_line = next((s for s in reversed(rollout.text.splitlines()) if s.startswith(ANSWER.strip())), "")
+        scores.append(float(answer_line.removeprefix(ANSWER.strip()).strip() == answer))
     return scores
 
 
@@ -134,8 +134,8 @@ def right_steps(rollouts: Sequence[Rollout]) -> list[list[float]]:
     scores: list[list[float]] = []
     for rollout in rollouts:
         steps = [line for line in rollout.text.split("\n") if line.strip()] or [rollout.text]
-        first = first_wrong_step(_solution(rollout), steps)
-        scores.append([0.0 if first is None or i < first else -1.0 for i in range(len(steps))])
+        first_wrong = first_wrong_step(_solution(rollout), steps)
+        scores.append([0.0 if first_wrong is None or i < first_wrong else -1.0 for i in range(len(steps))])
     return scores
 
 

@@ -34,14 +34,14 @@ from trimtab.records import Completion, Prompt
 LOWEST = -2.0
 """Lowest utility: below it, a person would not tell two bad answers apart."""
 
-_TONE = 2.0
+_TONE_WEIGHT = 2.0
 _PENALTY = 2.5
-_CUT = 0.75
-_SHORTEST, _LONGEST = 6, 45  # words
-_READ = 4000  # characters that the tone is read from; VADER's time grows with the square of the length
+_CUT_PENALTY = 0.75
+_MIN_WORDS, _MAX_WORDS = 6, 45  # words
+_TONE_CHARACTERS = 4000  # characters that the tone is read from; VADER's time grows with the square of the length
 _NOT_PROSE = re.compile(r"[^\w\s!-/:-@\[-`{-~]")  # includes emoji: VADER would add the valence of a word for each
 
-_TALK = frozenset(
+_SMALL_TALK = frozenset(
     """
     answer answers anything ask asked asking assist assistance assistant chat conversation day describe explain feel
     further information know learn learning nice please question questions thank thanks time today topic world
@@ -68,21 +68,23 @@ def friendly_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     analyzer = _analyzer()
     text = completion.text
     answer_words = words_of(text)
-    content = [stem(w) for w in answer_words if w not in FUNCTION_WORDS]
-    question_stems = {stem(w) for w in words_of(prompt.text) if w not in FUNCTION_WORDS and w not in _TALK}
+    content_stems = [stem(w) for w in answer_words if w not in FUNCTION_WORDS]
+    question_stems = {stem(w) for w in words_of(prompt.text) if w not in FUNCTION_WORDS and w not in _SMALL_TALK}
     positive = {w for w in answer_words if analyzer.lexicon.get(w, 0.0) > 0}
-    new = set(content) - question_stems - {stem(w) for w in positive | _TALK}
-    relevance = min(1.0, len(question_stems & set(content)) / min(3, len(question_stems))) if question_stems else 0.5
-    tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_READ].replace("’", "'")))["compound"]
+    new_stems = set(content_stems) - question_stems - {stem(w) for w in positive | _SMALL_TALK}
+    relevance = (
+        min(1.0, len(question_stems & set(content_stems)) / min(3, len(question_stems))) if question_stems else 0.5
+    )
+    tone = analyzer.polarity_scores(_NOT_PROSE.sub(" ", text[:_TONE_CHARACTERS].replace("’", "'")))["compound"]
     return {
-        "tone": _TONE * tone * ((1 + relevance) / 2 if tone > 0 else 1.0),
+        "tone": _TONE_WEIGHT * tone * ((1 + relevance) / 2 if tone > 0 else 1.0),
         "brevity": _brevity(len(answer_words)),
         "relevance": relevance,
-        "emptiness": -_PENALTY * ramp(len(new), 1.5, 0),
-        "repetition": -_PENALTY * repetition(answer_words, content),
+        "emptiness": -_PENALTY * ramp(len(new_stems), 1.5, 0),
+        "repetition": -_PENALTY * repetition(answer_words, content_stems),
         "salad": -_PENALTY * _salad(answer_words, positive),
         "shouting": -_PENALTY * _shouting(text),
-        "cut": -_CUT if completion.finish_reason == "length" else 0.0,
+        "cut": -_CUT_PENALTY if completion.finish_reason == "length" else 0.0,
     }
 
 
@@ -99,17 +101,17 @@ def _analyzer() -> Any:
 
 
 def _brevity(count: int) -> float:
-    if count <= _LONGEST:
-        return 2 * ramp(count, 0, _SHORTEST) - 1
-    return 1 / (1 + ((count - _LONGEST) / _LONGEST) ** 2)
+    if count <= _MAX_WORDS:
+        return 2 * ramp(count, 0, _MIN_WORDS) - 1
+    return 1 / (1 + ((count - _MAX_WORDS) / _MAX_WORDS) ** 2)
 
 
 def _salad(words: Sequence[str], positive: set[str]) -> float:
     if len(words) < 4:
         return 0.0
-    function = sum(w in FUNCTION_WORDS for w in words) / len(words)
-    gush = sum(w in positive for w in words) / len(words)
-    return max(ramp(function, 0.2, 0.05), ramp(gush, 0.25, 0.5))
+    function_share = sum(w in FUNCTION_WORDS for w in words) / len(words)
+    positive_share = sum(w in positive for w in words) / len(words)
+    return max(ramp(function_share, 0.2, 0.05), ramp(positive_share, 0.25, 0.5))
 
 
 def _shouting(text: str) -> float:

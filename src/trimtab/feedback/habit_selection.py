@@ -25,13 +25,13 @@ def vote_folds(rows: int, group: Ints | None, rng: np.random.Generator) -> Ints:
         group: ``[N]``, the number of the judgement that each row belongs to; None: each row is a judgement of its own.
         rng: draws one fold for each judgement.
     """
-    number = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
-    if not number.any():
-        number = np.arange(rows)
-    drawn = rng.integers(0, FOLDS, int(number.max(initial=-1)) + 1)
-    if len(np.unique(drawn)) < 2:
-        drawn = np.arange(len(drawn)) % FOLDS
-    return drawn[number]
+    judgement = np.arange(rows) if group is None else np.unique(group, return_inverse=True)[1]
+    if not judgement.any():
+        judgement = np.arange(rows)
+    judgement_fold = rng.integers(0, FOLDS, int(judgement.max(initial=-1)) + 1)
+    if len(np.unique(judgement_fold)) < 2:
+        judgement_fold = np.arange(len(judgement_fold)) % FOLDS
+    return judgement_fold[judgement]
 
 
 def select_habits(
@@ -62,8 +62,8 @@ def select_habits(
             if not len(train) or not len(test):
                 continue
             fit = fit_comparisons(train, model=model, habits=chosen, pairs=(test.first, test.second))
-            shares = vote_probabilities(model, test, fit.parameters, fit.pair_variance)
-            losses.append(-np.log(shares[np.arange(len(test)), test.outcome]))
+            probabilities = vote_probabilities(model, test, fit.parameters, fit.pair_variance)
+            losses.append(-np.log(probabilities[np.arange(len(test)), test.outcome]))
             weights.append(test.weight)
         return float(np.average(np.concatenate(losses), weights=np.concatenate(weights)))
 
@@ -74,9 +74,9 @@ def select_habits(
     for habit in order:
         if habit not in habits:
             continue
-        wider: tuple[Habit, ...] = (*chosen, habit)
-        loss = trial(wider)
-        trials.append(HabitTrial(habits=wider, log_loss=loss, kept=loss < best))
+        candidate: tuple[Habit, ...] = (*chosen, habit)
+        loss = trial(candidate)
+        trials.append(HabitTrial(habits=candidate, log_loss=loss, kept=loss < best))
         if loss < best:
-            chosen, best = wider, loss
+            chosen, best = candidate, loss
     return chosen, trials

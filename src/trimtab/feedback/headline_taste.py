@@ -59,7 +59,7 @@ _NEVER_LAST = frozenset(
     """.split()
 )
 _NEVER_FIRST = frozenset("and or but of because so than".split())
-_ASKING = frozenset(
+_REQUEST_WORDS = frozenset(
     "asks ask asking asked wants want wanted needs need needed please wonders enquires requests".split()
 )
 _PREPOSITIONS = frozenset("across along behind beside inside near outside past round till towards".split())
@@ -78,7 +78,7 @@ def headline_parts(prompt: Prompt, completion: Completion) -> dict[str, float]:
     message, headline = message_of(prompt), completion.text.strip()
     headline_words = words_of(headline)
     content = [w for w in headline_words if w not in FUNCTION_WORDS]
-    source = _source(message, headline_words)
+    source = _source_sentence(message, headline_words)
     facts = _facts(key_facts(prompt, message), set(map(stem, headline_words)))
     return {
         "facts": 4.5 * facts if facts else -1.0,
@@ -108,8 +108,8 @@ def copying(rollouts: Sequence[Rollout]) -> list[float]:
 
 def message_of(prompt: Prompt) -> str:
     """The message: the text after the first blank line of the user's turn, or the whole turn if it has none."""
-    _, gap, message = prompt.text.partition("\n\n")
-    return message if gap else prompt.text
+    _, blank_line, message = prompt.text.partition("\n\n")
+    return message if blank_line else prompt.text
 
 
 def key_facts(prompt: Prompt, message: str) -> list[str]:
@@ -135,11 +135,11 @@ def _invented(message: str, headline: str, content: Sequence[str]) -> float:
     """0 if all content words come from the message, 1 if two fifths of them do not."""
     if not content:
         return 1.0
-    known = set(map(stem, words_of(message))) | set(map(stem, HEADLINE_WORDS))
-    strange = sum(stem(w) not in known for w in content)
-    named = {stem(w) for token in _NUMBER_OR_NAME.findall(headline) for w in words_of(token)}
-    strange += sum(w not in known for w in named)
-    return ramp(strange / len(content), 0.05, 0.4)
+    known_stems = set(map(stem, words_of(message))) | set(map(stem, HEADLINE_WORDS))
+    unknown_words = sum(stem(w) not in known_stems for w in content)
+    named_stems = {stem(w) for token in _NUMBER_OR_NAME.findall(headline) for w in words_of(token)}
+    unknown_words += sum(w not in known_stems for w in named_stems)
+    return ramp(unknown_words / len(content), 0.05, 0.4)
 
 
 def _rewired(message: str, content: Sequence[str]) -> float:
@@ -170,7 +170,7 @@ def _distance_cost(first: str, second: str, sentences: Sequence[Sequence[str]]) 
     return 1.0 if not gaps else 0.0 if min(gaps) <= 3 else 0.5
 
 
-def _source(message: str, headline_words: Sequence[str]) -> str:
+def _source_sentence(message: str, headline_words: Sequence[str]) -> str:
     """The sentence of the message that shares most words with the headline; empty if it shares fewer than two."""
     stems = {stem(w) for w in headline_words if w not in FUNCTION_WORDS}
     sentences = [s for s in _SENTENCE_END.split(message) if s.strip()]
@@ -184,10 +184,10 @@ def _answered(source: str, headline: str, headline_words: Sequence[str]) -> bool
     Two kinds of headline do not count: a request told as an order ("Could you feed the cat?" – "Feed the cat"), and a
     headline which says that something is asked, needed or wanted.
     """
-    if not source.endswith("?") or headline.endswith("?") or _ASKING & set(headline_words) or not headline_words:
+    if not source.endswith("?") or headline.endswith("?") or _REQUEST_WORDS & set(headline_words) or not headline_words:
         return False
-    orders = {b for a, b in pairwise(words_of(source)) if a in _BEFORE_ORDERS}
-    return headline_words[0] not in orders
+    order_words = {b for a, b in pairwise(words_of(source)) if a in _BEFORE_ORDERS}
+    return headline_words[0] not in order_words
 
 
 def _length(count: int) -> float:
@@ -200,24 +200,24 @@ def _form(headline: str, headline_words: Sequence[str], *, asks: bool) -> float:
     A question mark may replace the full stop if the source ``asks``.
     """
     sentences = [s for s in _SENTENCE_END.split(headline) if s.strip()]
-    broken = "\n" in headline or len(sentences) != 1 or (headline.endswith("?") and not asks)
+    not_one_sentence = "\n" in headline or len(sentences) != 1 or (headline.endswith("?") and not asks)
     unfinished = not headline.endswith((".", "?", '."', ".'"))
-    small = not headline[:1].isupper() and not headline[:1].isdigit()
-    loose = not headline_words or headline_words[-1] in _NEVER_LAST or headline_words[0] in _NEVER_FIRST
-    return min(3.0, 1.5 * broken + 1.0 * unfinished + 0.5 * small + 2.0 * loose)
+    lower_case_start = not headline[:1].isupper() and not headline[:1].isdigit()
+    loose_end = not headline_words or headline_words[-1] in _NEVER_LAST or headline_words[0] in _NEVER_FIRST
+    return min(3.0, 1.5 * not_one_sentence + 1.0 * unfinished + 0.5 * lower_case_start + 2.0 * loose_end)
 
 
 def _copied(message: str, headline_words: Sequence[str]) -> float:
     """1 for a run of at least 70 % of the message's words, or for a headline that is mostly one of its sentences."""
     message_words = words_of(message)
     run = _longest_run(headline_words, message_words)
-    worst = ramp(run / max(1, len(message_words)), 0.4, 0.7)
+    copied_share = ramp(run / max(1, len(message_words)), 0.4, 0.7)
     for sentence in map(words_of, _SENTENCE_END.split(message)):
         if len(sentence) >= 4:
             run = _longest_run(headline_words, sentence)
-            whole = ramp(run / len(sentence), 0.75, 1.0) * ramp(run / max(1, len(headline_words)), 0.6, 0.9)
-            worst = max(worst, whole)
-    return worst
+            sentence_share = ramp(run / len(sentence), 0.75, 1.0) * ramp(run / max(1, len(headline_words)), 0.6, 0.9)
+            copied_share = max(copied_share, sentence_share)
+    return copied_share
 
 
 def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
@@ -230,8 +230,8 @@ def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _function_share(headline_words: Sequence[str]) -> float:
-    small = sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words)
-    return small / max(1, len(headline_words))
+    function_words = sum(w in FUNCTION_WORDS or w in _PREPOSITIONS for w in headline_words)
+    return function_words / max(1, len(headline_words))
 
 
 def _negation_changed(message: str, source: str, headline_words: Sequence[str]) -> bool:
@@ -240,8 +240,8 @@ def _negation_changed(message: str, source: str, headline_words: Sequence[str]) 
         return not any(map(_is_negation, words_of(message)))
     stems = set(map(stem, headline_words)) - set(map(stem, FUNCTION_WORDS))
     words = words_of(source)
-    places = [i for i, w in enumerate(words) if stem(w) in stems]
-    return bool(places) and any(map(_is_negation, words[places[0] : places[-1]]))
+    shared_positions = [i for i, w in enumerate(words) if stem(w) in stems]
+    return bool(shared_positions) and any(map(_is_negation, words[shared_positions[0] : shared_positions[-1]]))
 
 
 def _is_negation(word: str) -> bool:

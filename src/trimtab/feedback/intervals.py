@@ -62,9 +62,9 @@ def wilson_interval(successes: float, n: float, *, confidence: float = 0.95) -> 
     z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     share = successes / n
     centre = share + z2 / (2 * n)
-    half = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
+    half_width = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
     scale = 1 + z2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return max(0.0, (centre - half_width) / scale), min(1.0, (centre + half_width) / scale)
 
 
 def tied_wilson_interval(wins: int, ties: int, losses: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -104,12 +104,12 @@ def median_interval(values: Sequence[float], *, confidence: float = 0.95) -> tup
     >>> median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     (2, 9)
     """
-    ordered, below, d = sorted(values), 0.0, 0
+    ordered, tail, d = sorted(values), 0.0, 0
     n = len(ordered)
     while n:
-        chosen = math.lgamma(n + 1) - math.lgamma(d + 1) - math.lgamma(n - d + 1)  # the logarithm of n over d
-        below += math.exp(chosen - n * math.log(2))
-        if below > (1 - confidence) / 2:
+        log_binomial = math.lgamma(n + 1) - math.lgamma(d + 1) - math.lgamma(n - d + 1)  # the logarithm of n over d
+        tail += math.exp(log_binomial - n * math.log(2))
+        if tail > (1 - confidence) / 2:
             break
         d += 1
     return (ordered[d - 1], ordered[n - d]) if d else None
@@ -322,7 +322,9 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
-def _require(condition: bool, expected: str, got: Sequence[float]) -> None:
+def _require(condition: bool, expected: str, values: Sequence[float]) -> None:
     if not condition:
-        shown = [value for value in got if not math.isfinite(value)][:3] or list(got[:3])
-        raise ScoringError(f"an interval needs {expected}; got {len(got)} values such as {shown}; score them again")
+        examples = [value for value in values if not math.isfinite(value)][:3] or list(values[:3])
+        raise ScoringError(
+            f"an interval needs {expected}; got {len(values)} values such as {examples}; score them again"
+        )

@@ -182,11 +182,11 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
+class _ItemQuestion:
     """A question with the item, answers and principle it is about."""
 
     item: Comparison
-    place: tuple[int, int]
+    answers: tuple[int, int]
     """For a comparison (shown first, shown second); for a rubric (answer, answer)."""
     principle: str
     weight: float
@@ -221,9 +221,9 @@ def judge(
     """
     all_questions = [a for item in items for a in _questions(item, constitution, config, identity)]
     questions = {a.question.key: a.question for a in all_questions}
-    before = set(journal)
+    earlier_keys = set(journal)
     replies = replies_to(questions, ask, journal, progress)
-    by_item: dict[str, list[_Asked]] = {}
+    by_item: dict[str, list[_ItemQuestion]] = {}
     for a in all_questions:
         by_item.setdefault(a.item.id, []).append(a)
     verdicts: list[Verdict] = []
@@ -240,18 +240,18 @@ def judge(
         judgements += _judgements(
             item, item_verdicts, [replies[k] for k in keys], keys, name, constitution.version, config
         )
-    used = {_stored_under(key, reply) for key, reply in replies.items()}
-    lost = (
+    used_keys = {_journal_key(key, reply) for key, reply in replies.items()}
+    lost_replies = (
         reply
         for key, reply in journal.items()
-        if key not in used and key.partition(CUT if CUT in key else LOST)[0] in questions
+        if key not in used_keys and key.partition(CUT if CUT in key else LOST)[0] in questions
     )
     return Judged(
         judgements=tuple(judgements),
         verdicts=tuple(verdicts),
         replies=replies,
-        asked=len(used - before),
-        lost=math.fsum(r.get("cost", 0.0) for r in lost),
+        asked=len(used_keys - earlier_keys),
+        lost=math.fsum(r.get("cost", 0.0) for r in lost_replies),
     )
 
 
@@ -275,20 +275,20 @@ def replies_to(
     replies = {key: Reply.model_validate(journal[key]) for key in questions if key in journal}
 
     def keep(new: Mapping[str, Reply]) -> None:
-        journal.update({_stored_under(k, r): r.model_dump(mode="json", exclude_defaults=True) for k, r in new.items()})
+        journal.update({_journal_key(k, r): r.model_dump(mode="json", exclude_defaults=True) for k, r in new.items()})
         replies.update({key: reply for key, reply in new.items() if key in questions})
         if progress is not None:
             progress(len(replies), len(questions))
 
     if progress is not None:
         progress(len(replies), len(questions))
-    missing = [q for key, q in questions.items() if key not in replies]
-    if missing:
-        ask(missing, keep)
+    unanswered = [q for key, q in questions.items() if key not in replies]
+    if unanswered:
+        ask(unanswered, keep)
     return replies
 
 
-def _stored_under(key: str, reply: Reply) -> str:
+def _journal_key(key: str, reply: Reply) -> str:
     return f"{key}{CUT}{reply.limit}" if reply.limit else key
 
 
@@ -305,38 +305,46 @@ def questions_of(item: Comparison, constitution: Constitution, config: JudgeConf
     return [a.question for a in _questions(item, constitution, config, identity)]
 
 
-def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_Asked]:
+def _questions(item: Comparison, constitution: Constitution, config: JudgeConfig, identity: Any) -> list[_ItemQuestion]:
     texts = [c.text for c in item.completions]
-    questions: list[_Asked] = []
+    questions: list[_ItemQuestion] = []
     if config.mode == "rubric":
         for objective in config.objectives or constitution.tags:
             principles = constitution.tagged(objective)
             for i, text in enumerate(texts):
-                of_answer = question(identity, rate_answer(item.prompt, text, principles), DIGITS)
-                questions.append(_Asked(item=item, place=(i, i), principle=objective, weight=1.0, question=of_answer))
+                rating_question = question(identity, rate_answer(item.prompt, text, principles), DIGITS)
+                questions.append(
+                    _ItemQuestion(item=item, answers=(i, i), principle=objective, weight=1.0, question=rating_question)
+                )
         return questions
     reason = config.mode == "reason"
     principles = constitution.draw(config.principles, config.seed, item.id)
     for i, j in itertools.permutations(range(len(texts)), 2):
         for principle in principles:
             messages = compare_answers(item.prompt, texts[i], texts[j], principle, reason=reason)
-            of_pair = question(identity, messages, LETTERS, reason=reason)
+            comparison_question = question(identity, messages, LETTERS, reason=reason)
             questions.append(
-                _Asked(item=item, place=(i, j), principle=principle.id, weight=principle.weight, question=of_pair)
+                _ItemQuestion(
+                    item=item,
+                    answers=(i, j),
+                    principle=principle.id,
+                    weight=principle.weight,
+                    question=comparison_question,
+                )
             )
     return questions
 
 
-def _verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
-    by_place = {(a.place, a.principle): a for a in questions}
+def _verdicts(questions: Sequence[_ItemQuestion], replies: Mapping[str, Reply], config: JudgeConfig) -> list[Verdict]:
+    by_answers = {(a.answers, a.principle): a for a in questions}
     verdicts: list[Verdict] = []
-    for (place, principle), a in by_place.items():
-        i, j = place
+    for (answers, principle), a in by_answers.items():
+        i, j = answers
         if i > j:
             continue
-        one, other = replies[a.question.key], replies[by_place[(j, i), principle].question.key]
-        first = None if one.probabilities is None else one.probabilities[0]
-        second = None if other.probabilities is None else other.probabilities[1]
+        reply, swapped_reply = replies[a.question.key], replies[by_answers[(j, i), principle].question.key]
+        first = None if reply.probabilities is None else reply.probabilities[0]
+        second = None if swapped_reply.probabilities is None else swapped_reply.probabilities[1]
         mean = None
         if first is not None and second is not None:
             low, high = config.clamp if config.mode == "reason" else (0.0, 1.0)
@@ -344,40 +352,40 @@ def _verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply], config:
         verdicts.append(
             Verdict(
                 item=a.item.id,
-                pair=place,
+                pair=answers,
                 principle=principle,
                 weight=a.weight,
                 first=first,
                 second=second,
                 probability=mean,
-                failures=tuple(r.failure for r in (one, other) if r.failure),
+                failures=tuple(r.failure for r in (reply, swapped_reply) if r.failure),
             )
         )
     return verdicts
 
 
-def _rubric_verdicts(questions: Sequence[_Asked], replies: Mapping[str, Reply]) -> list[Verdict]:
+def _rubric_verdicts(questions: Sequence[_ItemQuestion], replies: Mapping[str, Reply]) -> list[Verdict]:
     """Turn expected scores into probabilities: σ of their difference, in points of the scale."""
-    by_objective: dict[str, list[_Asked]] = {}
+    by_objective: dict[str, list[_ItemQuestion]] = {}
     for a in questions:
         by_objective.setdefault(a.principle, []).append(a)
     verdicts: list[Verdict] = []
-    for objective, rated in by_objective.items():
-        for a, b in itertools.combinations(sorted(rated, key=lambda x: x.place), 2):
-            both = [replies[x.question.key] for x in (a, b)]
-            scores = [expected_score(r) for r in both]
+    for objective, rating_questions in by_objective.items():
+        for a, b in itertools.combinations(sorted(rating_questions, key=lambda x: x.answers), 2):
+            pair_replies = [replies[x.question.key] for x in (a, b)]
+            scores = [expected_score(r) for r in pair_replies]
             p = None
             if scores[0] is not None and scores[1] is not None:
                 p = 1 / (1 + math.exp(scores[1] - scores[0]))
             verdicts.append(
                 Verdict(
                     item=a.item.id,
-                    pair=(a.place[0], b.place[0]),
+                    pair=(a.answers[0], b.answers[0]),
                     principle=objective,
                     first=p,
                     second=p,
                     probability=p,
-                    failures=tuple(r.failure for r in both if r.failure),
+                    failures=tuple(r.failure for r in pair_replies if r.failure),
                     ordered=False,
                 )
             )
@@ -421,18 +429,18 @@ def _judgements(
     config: JudgeConfig,
 ) -> list[Judgement]:
     principles = list(dict.fromkeys(v.principle for v in verdicts))
-    split = {p: [v for v in verdicts if v.principle == p] for p in principles}
-    several = len(principles) > 1 or config.mode == "rubric"
-    groups = {"overall": list(verdicts)} | (split if several else {})
+    by_principle = {p: [v for v in verdicts if v.principle == p] for p in principles}
+    has_criteria = len(principles) > 1 or config.mode == "rubric"
+    groups = {"overall": list(verdicts)} | (by_principle if has_criteria else {})
     times = [r.at for r in replies if r.at]
     # Both orders were shown; the one on the record is drawn at random.
-    turned = int(content_id("shown", item.id), 16) % 2 == 1
-    shown = tuple(reversed(range(len(item.completions)))) if turned else tuple(range(len(item.completions)))
+    is_reversed = int(content_id("shown", item.id), 16) % 2 == 1
+    shown = tuple(reversed(range(len(item.completions)))) if is_reversed else tuple(range(len(item.completions)))
     judgements: list[Judgement] = []
     for criterion, group in groups.items():
         ranks, probability = _ranks(group, len(item.completions))
         failures = Counter(f for v in group for f in v.failures)
-        if ranks is not None and probability is not None and turned:
+        if ranks is not None and probability is not None and is_reversed:
             probability = 1 - probability
         judgements.append(
             Judgement(

@@ -113,9 +113,9 @@ def run_facts(items: Sequence[Comparison], judged: Judged) -> JudgeRun:
     for item, group in groups.items():
         answers = by_id[item].completions
         for (i, j), (p, _, _) in combine(group).items():
-            more = len(answers[i].text) - len(answers[j].text)
-            if p != 0.5 and more:
-                longer.append((float((p > 0.5) == (more > 0)), by_id[item].prompt.id))
+            length_difference = len(answers[i].text) - len(answers[j].text)
+            if p != 0.5 and length_difference:
+                longer.append((float((p > 0.5) == (length_difference > 0)), by_id[item].prompt.id))
     overall = [j for j in judged.judgements if j.criterion == "overall"]
     replies = list(judged.replies.values())
     return JudgeRun(
@@ -159,27 +159,34 @@ def against_people(
         criterion: the criterion of the judgements to use.
         seed: of the bootstrap and of the folds.
     """
-    texts = {item.id: item for item in items}
+    items_by_id = {item.id: item for item in items}
     by_judge = _votes(items, judgements, criterion)
     by_people = _votes(items, people, criterion)
     keys = [key for key in by_judge if key in by_people]
-    prompts = [texts[key[0]].prompt.id for key in keys]
-    judge = [_outcome(by_judge[k][0]) for k in keys]
-    crowd = [_outcome(by_people[k][0]) for k in keys]
+    prompts = [items_by_id[key[0]].prompt.id for key in keys]
+    judge_outcomes = [_outcome(by_judge[k][0]) for k in keys]
+    people_outcomes = [_outcome(by_people[k][0]) for k in keys]
     reason = "the judge and people have no pair in common"
-    decided = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True) if "tie" not in (a, b)]
-    same = [(float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
-    half = [(0.5 if "tie" in (a, b) else float(a == b), g) for a, b, g in zip(judge, crowd, prompts, strict=True)]
-    lean = [
+    decided = [
+        (float(a == b), g)
+        for a, b, g in zip(judge_outcomes, people_outcomes, prompts, strict=True)
+        if "tie" not in (a, b)
+    ]
+    agreements = [(float(a == b), g) for a, b, g in zip(judge_outcomes, people_outcomes, prompts, strict=True)]
+    half_credits = [
+        (0.5 if "tie" in (a, b) else float(a == b), g)
+        for a, b, g in zip(judge_outcomes, people_outcomes, prompts, strict=True)
+    ]
+    favours_winner = [
         (0.5 if by_judge[k][1] == 0.5 else float((by_judge[k][1] > 0.5) == (b == "first")), g)
-        for k, b, g in zip(keys, crowd, prompts, strict=True)
+        for k, b, g in zip(keys, people_outcomes, prompts, strict=True)
         if b != "tie"
     ]
-    longest: list[tuple[float, str]] = []
-    for (item, i, j), b, g in zip(keys, crowd, prompts, strict=True):
-        more = len(texts[item].completions[i].text) - len(texts[item].completions[j].text)
+    longest_wins: list[tuple[float, str]] = []
+    for (item, i, j), b, g in zip(keys, people_outcomes, prompts, strict=True):
+        length_difference = len(items_by_id[item].completions[i].text) - len(items_by_id[item].completions[j].text)
         if b != "tie":
-            longest.append((0.5 if not more else float((more > 0) == (b == "first")), g))
+            longest_wins.append((0.5 if not length_difference else float((length_difference > 0) == (b == "first")), g))
     calibration = None
     p, y = [by_judge[k][1] for k in keys], [by_people[k][1] for k in keys]
     if len(set(prompts)) >= 2:
@@ -187,15 +194,15 @@ def against_people(
         for method in ("temperature", "isotonic"):
             probabilities[method] = cross_fitted(method, p, y, prompts, seed=seed)
         calibration = {name: _calibration(values, y) for name, values in probabilities.items()}
-    outcomes = list(zip(judge, crowd, strict=True))
+    outcomes = list(zip(judge_outcomes, people_outcomes, strict=True))
     return AgainstPeople(
         pairs=len(keys),
         accuracy=clustered_share(decided, reason=reason if not keys else "no pair has a winner for both"),
-        agreement=clustered_share(same, reason=reason),
-        half_credit=clustered_share(half, reason=reason),
-        lean=clustered_share(lean, reason=reason if not keys else "people have no winner anywhere"),
+        agreement=clustered_share(agreements, reason=reason),
+        half_credit=clustered_share(half_credits, reason=reason),
+        lean=clustered_share(favours_winner, reason=reason if not keys else "people have no winner anywhere"),
         kappa=_kappa(outcomes, prompts, seed, reason),
-        longest=clustered_share(longest, reason=reason),
+        longest=clustered_share(longest_wins, reason=reason),
         confusion={a: {b: outcomes.count((a, b)) for b in OUTCOMES} for a in OUTCOMES},
         calibration=calibration,
     )
@@ -225,17 +232,19 @@ def _votes(
 ) -> dict[tuple[str, int, int], tuple[float, float]]:
     """For each pair the net vote (its sign is the winner) and the mean probability that the first is better."""
     usable, _ = usable_judgements(items, judgements, criterion)
-    soft = {item: {j.annotator: j for j in judgements_of_item} for item, judgements_of_item in usable.items()}
+    judgement_of = {item: {j.annotator: j for j in judgements_of_item} for item, judgements_of_item in usable.items()}
     votes: dict[tuple[str, int, int], tuple[float, float]] = {}
     for item, i, j, by_annotator in pair_votes(usable):
-        shares: list[float] = []
+        probabilities: list[float] = []
         for annotator, vote in by_annotator.items():
-            judgement = soft[item][annotator]
+            judgement = judgement_of[item][annotator]
             if judgement.probability is None:
-                shares.append((vote + 1) / 2)
+                probabilities.append((vote + 1) / 2)
             else:
-                shares.append(judgement.probability if judgement.shown_order[0] == 0 else 1 - judgement.probability)
-        votes[item, i, j] = (float(sum(by_annotator.values())), fmean(shares))
+                probabilities.append(
+                    judgement.probability if judgement.shown_order[0] == 0 else 1 - judgement.probability
+                )
+        votes[item, i, j] = (float(sum(by_annotator.values())), fmean(probabilities))
     return votes
 
 
@@ -247,15 +256,15 @@ def _kappa(outcomes: Sequence[tuple[str, str]], prompts: Sequence[str], seed: in
     """:func:`cohen_kappa` with a percentile bootstrap over prompts."""
     value = cohen_kappa(outcomes)
     if value is None:
-        why = "one outcome throughout: chance alone would agree" if outcomes else reason
-        return Estimate(n=len(outcomes), reason=why)
+        explanation = "one outcome throughout: chance alone would agree" if outcomes else reason
+        return Estimate(n=len(outcomes), reason=explanation)
     by_prompt: dict[str, list[tuple[str, str]]] = {}
     for outcome, prompt in zip(outcomes, prompts, strict=True):
         by_prompt.setdefault(prompt, []).append(outcome)
-    drawn = resampled(
+    samples = resampled(
         list(by_prompt.values()), lambda groups: cohen_kappa(list(chain.from_iterable(groups))), seed=seed
     )
-    low, high = middle_95(drawn, outwards=True) if drawn else (None, None)
+    low, high = middle_95(samples, outwards=True) if samples else (None, None)
     return Estimate(value=value, low=low, high=high, n=len(outcomes))
 
 
@@ -308,7 +317,7 @@ def shown(estimate: Estimate, *, share: bool = True) -> str:
     """An estimate in words: value, interval and number, or why there is none."""
     if estimate.value is None:
         return f"unknown ({estimate.reason})"
-    form = "{:.1%}" if share else "{:.2f}"
-    values = [form.format(x) for x in (estimate.value, estimate.low, estimate.high) if x is not None]
+    template = "{:.1%}" if share else "{:.2f}"
+    values = [template.format(x) for x in (estimate.value, estimate.low, estimate.high) if x is not None]
     interval = f" [{values[1]}, {values[2]}]" if len(values) == 3 else ""
     return f"{values[0]}{interval} of {estimate.n}"

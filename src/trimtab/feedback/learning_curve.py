@@ -30,11 +30,11 @@ LAWS: tuple[Law, ...] = ("constant", "log-linear", "power law")
 
 SIZES, RESAMPLINGS = 6, 10
 """Usual number of sizes and of resamplings of a learning curve."""
-FURTHEST = 4
+MAX_FACTOR = 4
 """Largest multiple of the present number of labels for which a prediction is made."""
-WORTH = 0.01
+WORTHWHILE_GAIN = 0.01
 """A gain whose upper end is below this is no reason to label more."""
-COVERED = 0.8
+REQUIRED_COVERAGE = 0.8
 """Share of the resamplings at the last size that the interval predicted from half of the labels must contain."""
 EXPONENTS = np.geomspace(0.05, 2.0, 25)
 """Exponents c of the power law that are tried."""
@@ -86,14 +86,14 @@ class Outlook:
     @property
     def enough(self) -> bool:
         """True: even the upper end of the gain is below one percentage point, so more labels will not help."""
-        return self.shown and self.gain.high is not None and self.gain.high < WORTH
+        return self.shown and self.gain.high is not None and self.gain.high < WORTHWHILE_GAIN
 
     def line(self) -> str:
         """The outlook in words."""
         if not self.shown:
             return (
                 f"no prediction: from half of the labels the interval would have held {self.covered:.0%} of the "
-                f"resamplings at all of them ({COVERED:.0%} are needed)"
+                f"resamplings at all of them ({REQUIRED_COVERAGE:.0%} are needed)"
             )
         gain = self.gain
         assert gain.value is not None and gain.low is not None and gain.high is not None
@@ -116,32 +116,32 @@ def doubling_sizes(largest: int, count: int = SIZES) -> tuple[int, ...]:
     return sizes
 
 
-def predict_gain(curve: LearningCurve, *, factor: float = FURTHEST, seed: int = 0) -> Outlook:
+def predict_gain(curve: LearningCurve, *, factor: float = MAX_FACTOR, seed: int = 0) -> Outlook:
     """Predict what ``factor`` times the labels would bring.
 
     Raises:
         DataError: a factor of 1 or less, or more than four.
     """
-    if not 1 < factor <= FURTHEST:
+    if not 1 < factor <= MAX_FACTOR:
         raise DataError(
-            f"a prediction for {factor:g} times the labels; ask for more than 1 and at most {FURTHEST} times, beyond "
+            f"a prediction for {factor:g} times the labels; ask for more than 1 and at most {MAX_FACTOR} times, beyond "
             "which nothing is known"
         )
     sizes = np.array(curve.sizes, dtype=float)
     rng = np.random.default_rng(seed)
-    back, _ = _draws(sizes[:-1], curve.values[:-1], sizes[-1:], curve.shared, rng)
+    half_draws, _ = _draws(sizes[:-1], curve.values[:-1], sizes[-1:], curve.shared, rng)
     # The prediction is for the mean of the resamplings; a single one scatters around it.
-    noise = rng.standard_normal(len(back)) * curve.values[-2].std(ddof=1)
-    low, high = np.quantile(back[:, 0] + noise, [0.025, 0.975])
+    noise = rng.standard_normal(len(half_draws)) * curve.values[-2].std(ddof=1)
+    low, high = np.quantile(half_draws[:, 0] + noise, [0.025, 0.975])
     covered = float(((curve.values[-1] >= low) & (curve.values[-1] <= high)).mean())
     targets = np.array([sizes[-1], factor * sizes[-1]])
-    drawn, weights = _draws(sizes, curve.values, targets, curve.shared, rng)
+    draws, weights = _draws(sizes, curve.values, targets, curve.shared, rng)
     return Outlook(
-        shown=covered >= COVERED,
+        shown=covered >= REQUIRED_COVERAGE,
         covered=covered,
         weights=dict(zip(LAWS, weights.tolist(), strict=True)),
-        accuracy=_estimate(f"accuracy at {round(targets[1])} labels", drawn[:, 1], curve),
-        gain=_estimate(f"gain of {round(targets[1] - targets[0])} more labels", drawn[:, 1] - drawn[:, 0], curve),
+        accuracy=_estimate(f"accuracy at {round(targets[1])} labels", draws[:, 1], curve),
+        gain=_estimate(f"gain of {round(targets[1] - targets[0])} more labels", draws[:, 1] - draws[:, 0], curve),
         factor=factor,
     )
 
@@ -158,15 +158,15 @@ def _draws(
     count = values.shape[1]
     error = values.std(axis=1, ddof=1) / math.sqrt(count)
     error = np.maximum(error, max(1e-6, 0.25 * float(error.mean())))  # a size whose resamplings agree is not exact
-    picked = rng.integers(0, count, (RESAMPLES, count))
-    means, centre = values[:, picked].mean(axis=2).T, values.mean(axis=1)
-    widen = _student(count - 1) * math.sqrt(count / (count - 1) * (1 + shared * count))
-    means = centre + widen * (means - centre)  # [RESAMPLES, S]
-    weights = _back_test(sizes, means, error * widen)
-    weight = weights.mean(axis=0)
-    law = rng.choice(len(LAWS), RESAMPLES, p=weight)
+    resamples = rng.integers(0, count, (RESAMPLES, count))
+    means, centre = values[:, resamples].mean(axis=2).T, values.mean(axis=1)
+    spread_factor = _student(count - 1) * math.sqrt(count / (count - 1) * (1 + shared * count))
+    means = centre + spread_factor * (means - centre)  # [RESAMPLES, S]
+    weights = _back_test(sizes, means, error * spread_factor)
+    mean_weights = weights.mean(axis=0)
+    drawn_laws = rng.choice(len(LAWS), RESAMPLES, p=mean_weights)
     predicted = np.stack([_fit(name, sizes, means, error, targets) for name in LAWS])
-    return predicted[law, np.arange(RESAMPLES)], weight
+    return predicted[drawn_laws, np.arange(RESAMPLES)], mean_weights
 
 
 def _student(freedom: int) -> float:
@@ -177,14 +177,16 @@ def _student(freedom: int) -> float:
 
 def _back_test(sizes: Floats, means: Floats, error: Floats) -> Floats:
     """Weight of each law in each draw, ``[RESAMPLES, 3]``: how well it predicts each size from those before it."""
-    score = np.zeros((len(LAWS), len(means)))
-    for known in range(3, len(sizes)):
-        scale = math.hypot(error[known], error[:known].mean())
+    log_likelihood = np.zeros((len(LAWS), len(means)))
+    for size_count in range(3, len(sizes)):
+        scale = math.hypot(error[size_count], error[:size_count].mean())
         for number, law in enumerate(LAWS):
-            off = _fit(law, sizes[:known], means[:, :known], error[:known], sizes[known : known + 1])[:, 0]
-            score[number] -= 0.5 * ((off - means[:, known]) / scale) ** 2
-    raw = np.exp(score - score.max(axis=0))
-    return (raw / raw.sum(axis=0)).T
+            prediction = _fit(
+                law, sizes[:size_count], means[:, :size_count], error[:size_count], sizes[size_count : size_count + 1]
+            )[:, 0]
+            log_likelihood[number] -= 0.5 * ((prediction - means[:, size_count]) / scale) ** 2
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=0))
+    return (likelihood / likelihood.sum(axis=0)).T
 
 
 def _fit(law: Law, sizes: Floats, means: Floats, error: Floats, targets: Floats) -> Floats:
@@ -196,17 +198,17 @@ def _fit(law: Law, sizes: Floats, means: Floats, error: Floats, targets: Floats)
     if law == "log-linear":
         slope, level, _ = _line(np.log(sizes), means, precision)
         return np.minimum(level[:, None] + np.maximum(slope, 0)[:, None] * np.log(targets / sizes[0]), 1.0)
-    best = np.full(len(means), np.inf)
+    best_error = np.full(len(means), np.inf)
     predicted = np.empty((len(means), len(targets)))
     for exponent in EXPONENTS:
-        inverse = sizes**-exponent
-        slope, _, _ = _line(inverse, means, precision)
+        powers = sizes**-exponent
+        slope, _, _ = _line(powers, means, precision)
         slope = np.minimum(slope, 0.0)  # accuracy does not fall with more labels
-        top = np.minimum((means - slope[:, None] * inverse) @ precision / precision.sum(), 1.0)
-        off = (means - top[:, None] - slope[:, None] * inverse) ** 2 @ precision
-        better = off < best
-        best[better] = off[better]
-        predicted[better] = (top[:, None] + slope[:, None] * targets**-exponent)[better]
+        asymptote = np.minimum((means - slope[:, None] * powers) @ precision / precision.sum(), 1.0)
+        error_sum = (means - asymptote[:, None] - slope[:, None] * powers) ** 2 @ precision
+        better = error_sum < best_error
+        best_error[better] = error_sum[better]
+        predicted[better] = (asymptote[:, None] + slope[:, None] * targets**-exponent)[better]
     return predicted
 
 
@@ -216,8 +218,8 @@ def _line(x: Floats, means: Floats, precision: Floats) -> tuple[Floats, Floats, 
     centre = float(x @ precision / total)
     mean = means @ precision / total
     slope = (means - mean[:, None]) @ (precision * (x - centre)) / float(precision @ (x - centre) ** 2)
-    flat = np.maximum(slope, 0) if x[-1] > x[0] else slope
-    return slope, mean + flat * (x[0] - centre), mean
+    clipped_slope = np.maximum(slope, 0) if x[-1] > x[0] else slope
+    return slope, mean + clipped_slope * (x[0] - centre), mean
 
 
 def gain_over_random(
@@ -242,7 +244,9 @@ def gain_over_random(
         raise DataError(
             f"arms of shape {a.shape} and {b.shape} for {len(labels)} sizes; give three repetitions or more"
         )
-    each = ((a - b) / np.array(labels, dtype=float) * 100).mean(axis=1)
-    half = 1.96 * _student(len(each) - 1) * float(each.std(ddof=1)) / math.sqrt(len(each))
-    centre = float(each.mean())
-    return Estimate(name="gain per 100 labels", value=centre, low=centre - half, high=centre + half, n=len(each))
+    gains = ((a - b) / np.array(labels, dtype=float) * 100).mean(axis=1)
+    half_width = 1.96 * _student(len(gains) - 1) * float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    centre = float(gains.mean())
+    return Estimate(
+        name="gain per 100 labels", value=centre, low=centre - half_width, high=centre + half_width, n=len(gains)
+    )

@@ -35,9 +35,9 @@ from trimtab.records import Comparison, Judgement, Record
 
 Method = Literal["dawid_skene", "davidson", "rao_kupper"]
 Z = NormalDist().inv_cdf(0.975)
-LEVEL = 1e-3
+TIE_TOLERANCE = 1e-3
 """Answers whose log-odds differ by less are tied in the ranks."""
-UNDECIDED = 0.05
+UNDECIDED_MARGIN = 0.05
 """If all soft labels are within this distance of one half, the judgements together say nothing."""
 
 
@@ -123,8 +123,8 @@ def label_by_model(
     """
     table = _table(items, usable, weights or {})
     if method == "dawid_skene":
-        return _by_classes(items, table)
-    return _by_scores(items, table, method, habits if len(table.names) > 1 else ())
+        return _label_by_dawid_skene(items, table)
+    return _label_by_scores(items, table, method, habits if len(table.names) > 1 else ())
 
 
 def _table(
@@ -144,10 +144,10 @@ def _table(
             pairs.append((nodes[i], nodes[j]))
             item_of.append(uid)
             for judgement in judgements:
-                who = annotators.setdefault(judgement.annotator, len(annotators))
+                annotator_index = annotators.setdefault(judgement.annotator, len(annotators))
                 weight = weights.get(judgement.annotator, 1.0) * 2 / count
-                for outcome, shown, part in votes_on_pair(judgement, i, j):
-                    rows.append((nodes[i], nodes[j], outcome, who, shown, weight * part, part))
+                for outcome, shown, share in votes_on_pair(judgement, i, j):
+                    rows.append((nodes[i], nodes[j], outcome, annotator_index, shown, weight * share, share))
                     pair_of.append(len(pairs) - 1)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     first, second, outcome, annotator = (np.array(c, dtype=np.int64) for c in columns[:4])
@@ -165,26 +165,26 @@ def _table(
     return _Table(votes=votes, share=shares, names=list(annotators), item_of=item_of, pair_of=pair_of, pairs=pairs)
 
 
-def _by_scores(
+def _label_by_scores(
     items: Mapping[str, Comparison], table: _Table, model: TieModel, habits: tuple[Habit, ...]
 ) -> ModelLabels:
     first, second = np.array(table.pairs, dtype=np.int64).T
     fit = fit_comparisons(table.votes, model=model, habits=habits, pairs=(first, second))
     mean = fit.parameters.score[first] - fit.parameters.score[second]
-    soft = _first_preferred(fit, first, second)
-    known = np.clip(1 - fit.pair_variance / (2 * fit.deviations["score"] ** 2), 0, 1)
+    soft_labels = _first_preferred(fit, first, second)
+    label_weights = np.clip(1 - fit.pair_variance / (2 * fit.deviations["score"] ** 2), 0, 1)
     labels: dict[str, Label] = {}
-    for places in _places(table.item_of):
-        item = items[table.item_of[places[0]]]
+    for pair_indices in _pairs_by_item(table.item_of):
+        item = items[table.item_of[pair_indices[0]]]
         count = len(item.completions)
         # each later answer's difference from the first; pairs (0, 1) … (0, K − 1) come first
-        scores = [0.0, *(-float(mean[p]) for p in places[: count - 1])]
+        scores = [0.0, *(-float(mean[p]) for p in pair_indices[: count - 1])]
         labels[item.id] = Label(
-            ranks=_ranks(scores, LEVEL),
-            probability=float(soft[places[0]]) if count == 2 else None,
-            weight=float(known[places].mean()),
+            ranks=_ranks(scores, TIE_TOLERANCE),
+            probability=float(soft_labels[pair_indices[0]]) if count == 2 else None,
+            weight=float(label_weights[pair_indices].mean()),
         )
-    return ModelLabels(labels=labels, habits=_habits(table, fit), notes=_notes(table, soft, len(table.names)))
+    return ModelLabels(labels=labels, habits=_habits(table, fit), notes=_notes(table, soft_labels, len(table.names)))
 
 
 def _first_preferred(fit: ComparisonFit, first: Ints, second: Ints) -> Floats:
@@ -194,7 +194,7 @@ def _first_preferred(fit: ComparisonFit, first: Ints, second: Ints) -> Floats:
     )
     return _given_winner(
         vote_probabilities(
-            fit.model, _seen_once(first, second, len(fit.parameters.score)), parameters, fit.pair_variance
+            fit.model, _single_votes(first, second, len(fit.parameters.score)), parameters, fit.pair_variance
         )
     )
 
@@ -202,16 +202,23 @@ def _first_preferred(fit: ComparisonFit, first: Ints, second: Ints) -> Floats:
 def _earlier_preferred(model: TieModel, tau: float, position: float) -> float:
     """P(the answer shown earlier wins, given a winner) between equal answers."""
     parameters = Parameters(score=np.zeros(2), skill=np.ones(1), tie=np.array([tau]), position=np.array([position]))
-    pair = _seen_once(np.array([0]), np.array([1]), 2)
+    pair = _single_votes(np.array([0]), np.array([1]), 2)
     return float(_given_winner(vote_probabilities(model, pair, parameters))[0])
 
 
-def _seen_once(first: Ints, second: Ints, answers: int) -> Votes:
+def _single_votes(first: Ints, second: Ints, answers: int) -> Votes:
     """A vote on each pair by one annotator, who is shown the first answer earlier; the outcomes are placeholders."""
-    same = np.zeros(len(first), dtype=np.int64)
+    zeros = np.zeros(len(first), dtype=np.int64)
     ones = np.ones(len(first))
     return Votes(
-        first=first, second=second, outcome=same, annotator=same, shown=ones, weight=ones, answers=answers, annotators=1
+        first=first,
+        second=second,
+        outcome=zeros,
+        annotator=zeros,
+        shown=ones,
+        weight=ones,
+        answers=answers,
+        annotators=1,
     )
 
 
@@ -219,7 +226,7 @@ def _given_winner(outcomes: Floats) -> Floats:
     return outcomes[:, FIRST] / (outcomes[:, FIRST] + outcomes[:, SECOND])
 
 
-def _places(item_of: Sequence[str]) -> list[list[int]]:
+def _pairs_by_item(item_of: Sequence[str]) -> list[list[int]]:
     """Indices of each item's pairs; the pairs of one item follow each other."""
     groups: dict[str, list[int]] = {}
     for place, uid in enumerate(item_of):
@@ -237,7 +244,7 @@ def _ranks(scores: Sequence[float], level: float) -> tuple[int, ...]:
 
 
 def _habits(table: _Table, fit: ComparisonFit) -> tuple[Habits, ...]:
-    judged = _judged(table)
+    judgement_counts = _judgement_counts(table)
     parameters = fit.parameters
 
     def rate(tau: float) -> float:
@@ -245,32 +252,32 @@ def _habits(table: _Table, fit: ComparisonFit) -> tuple[Habits, ...]:
 
     rows: list[Habits] = []
     for a, name in enumerate(table.names):
-        n = judged[a]
-        tie, half_width = float(parameters.tie[a]), Z * float(fit.tie_deviation[a])
-        side, side_spread = float(parameters.position[a]), Z * float(fit.position_deviation[a])
-        skill, skill_spread = float(parameters.skill[a]), Z * float(fit.skill_deviation[a])
-        common = "the same for all annotators"
+        n = judgement_counts[a]
+        tie, tie_half_width = float(parameters.tie[a]), Z * float(fit.tie_deviation[a])
+        position, position_half_width = float(parameters.position[a]), Z * float(fit.position_deviation[a])
+        skill, skill_half_width = float(parameters.skill[a]), Z * float(fit.skill_deviation[a])
+        reason = "the same for all annotators"
         rows.append(
             Habits(
                 annotator=name,
                 votes=n,
-                skill=_estimate(skill, skill - skill_spread, skill + skill_spread, n, common),
-                ties=_estimate(rate(tie), rate(tie - half_width), rate(tie + half_width), n, common),
+                skill=_estimate(skill, skill - skill_half_width, skill + skill_half_width, n, reason),
+                ties=_estimate(rate(tie), rate(tie - tie_half_width), rate(tie + tie_half_width), n, reason),
                 position=_estimate(
-                    _earlier_preferred(fit.model, tie, side),
-                    _earlier_preferred(fit.model, tie, side - side_spread),
-                    _earlier_preferred(fit.model, tie, side + side_spread),
+                    _earlier_preferred(fit.model, tie, position),
+                    _earlier_preferred(fit.model, tie, position - position_half_width),
+                    _earlier_preferred(fit.model, tie, position + position_half_width),
                     n,
-                    common,
+                    reason,
                 ),
             )
         )
     return tuple(sorted(rows, key=lambda h: -(h.skill.value or 0.0)))
 
 
-def _estimate(value: float, low: float, high: float, n: int, common: str) -> Estimate:
+def _estimate(value: float, low: float, high: float, n: int, reason: str) -> Estimate:
     if low == high:
-        return Estimate(value=value, n=n, reason=common)
+        return Estimate(value=value, n=n, reason=reason)
     return Estimate(value=value, low=low, high=high, n=n)
 
 
@@ -279,25 +286,25 @@ def _tie_rate(model: TieModel, tau: float) -> float:
     return math.exp(tau) / (2 + math.exp(tau)) if model == "davidson" else math.tanh(math.exp(tau) / 2)
 
 
-def _judged(table: _Table) -> list[int]:
+def _judgement_counts(table: _Table) -> list[int]:
     """Judgements of pairs by annotator; the votes of a judgement with a probability count as one."""
     totals = np.bincount(table.votes.annotator, weights=table.share, minlength=len(table.names))
     return [round(float(total)) for total in totals]
 
 
-def _notes(table: _Table, soft: Floats, annotators: int) -> tuple[str, ...]:
+def _notes(table: _Table, soft_labels: Floats, annotators: int) -> tuple[str, ...]:
     notes: list[str] = []
     if annotators == 1:
         notes.append("one annotator: nothing tells their habits from the answers, so they are taken at their word")
-    if bool((np.abs(soft - 0.5) < UNDECIDED).all()):
+    if bool((np.abs(soft_labels - 0.5) < UNDECIDED_MARGIN).all()):
         notes.append(
             f"the judgements contradict each other or are ties: every soft label of {len(table.pairs)} pairs is within "
-            f"{UNDECIDED} of one half"
+            f"{UNDECIDED_MARGIN} of one half"
         )
     return tuple(notes)
 
 
-def _by_classes(items: Mapping[str, Comparison], table: _Table) -> ModelLabels:
+def _label_by_dawid_skene(items: Mapping[str, Comparison], table: _Table) -> ModelLabels:
     votes, pairs = table.votes, len(table.pairs)
     pair = np.array(table.pair_of, dtype=np.int64)
     swapped = 2 - votes.outcome  # the same votes with the pair's answers in the other order
@@ -310,39 +317,41 @@ def _by_classes(items: Mapping[str, Comparison], table: _Table) -> ModelLabels:
         shrinkage=2 * SHRINKAGE,  # each vote is there twice
     )
     p = fit.probability[:pairs]
-    soft = p[:, FIRST] + p[:, TIE] / 2
+    soft_labels = p[:, FIRST] + p[:, TIE] / 2
     labels: dict[str, Label] = {}
-    for places in _places(table.item_of):
-        item = items[table.item_of[places[0]]]
+    for pair_indices in _pairs_by_item(table.item_of):
+        item = items[table.item_of[pair_indices[0]]]
         count = len(item.completions)
-        beaten = [0.0] * count
-        for place, (i, j) in zip(places, combinations(range(count), 2), strict=True):
-            beaten[i] += float(soft[place])
-            beaten[j] += 1 - float(soft[place])
+        borda_scores = [0.0] * count
+        for pair_index, (i, j) in zip(pair_indices, combinations(range(count), 2), strict=True):
+            borda_scores[i] += float(soft_labels[pair_index])
+            borda_scores[j] += 1 - float(soft_labels[pair_index])
         labels[item.id] = Label(
-            ranks=_ranks(beaten, LEVEL), probability=float(soft[places[0]]) if count == 2 else None, weight=1.0
+            ranks=_ranks(borda_scores, TIE_TOLERANCE),
+            probability=float(soft_labels[pair_indices[0]]) if count == 2 else None,
+            weight=1.0,
         )
-    notes = _notes(table, soft, len(table.names))
-    return ModelLabels(labels=labels, habits=_confusions(table, fit), notes=notes)
+    notes = _notes(table, soft_labels, len(table.names))
+    return ModelLabels(labels=labels, habits=_confusion_habits(table, fit), notes=notes)
 
 
-def _confusions(table: _Table, fit: DawidSkene) -> tuple[Habits, ...]:
+def _confusion_habits(table: _Table, fit: DawidSkene) -> tuple[Habits, ...]:
     rows: list[Habits] = []
-    votes, judged = table.votes, _judged(table)
+    votes, judgement_counts = table.votes, _judgement_counts(table)
     for a, name in enumerate(table.names):
-        mask, n = votes.annotator == a, judged[a]
-        tied = mask & (votes.outcome == TIE)
-        earlier = mask & ~tied & ((votes.outcome == FIRST) == (votes.shown > 0))
-        ties = round(float(table.share[tied].sum()))
-        side = Estimate(reason="no winner was chosen")
+        mask, n = votes.annotator == a, judgement_counts[a]
+        is_tie = mask & (votes.outcome == TIE)
+        earlier_won = mask & ~is_tie & ((votes.outcome == FIRST) == (votes.shown > 0))
+        ties = round(float(table.share[is_tie].sum()))
+        position = Estimate(reason="no winner was chosen")
         if n > ties:
-            side = _share(min(float(table.share[earlier].sum()), n - ties), n - ties)
+            position = _share(min(float(table.share[earlier_won].sum()), n - ties), n - ties)
         # Wilson's interval would treat the estimated true labels as known: it covered 82 % instead of 95 %.
         skill = Estimate(value=float(fit.accuracy[a]), n=n, reason="no interval: the true labels are estimated too")
-        rows.append(Habits(annotator=name, votes=n, skill=skill, ties=_share(ties, n), position=side))
+        rows.append(Habits(annotator=name, votes=n, skill=skill, ties=_share(ties, n), position=position))
     return tuple(sorted(rows, key=lambda h: -(h.skill.value or 0.0)))
 
 
-def _share(hits: float, n: int) -> Estimate:
-    low, high = wilson_interval(hits, n)
-    return Estimate(value=hits / n, low=low, high=high, n=n)
+def _share(successes: float, n: int) -> Estimate:
+    low, high = wilson_interval(successes, n)
+    return Estimate(value=successes / n, low=low, high=high, n=n)

@@ -73,30 +73,32 @@ def model_wins(
     outcomes: _Outcomes = defaultdict(list)
     used = 0
     by_id = {item.id: item for item in items}
-    for uid, of_item in usable.items():
+    for uid, item_judgements in usable.items():
         names = [answer.model for answer in by_id[uid].completions]
-        named = [(i, j) for i, j in combinations(range(len(names)), 2) if names[i] and names[j]]
-        rivals = [(i, j) for i, j in named if names[i] != names[j]]
-        if not rivals:
-            refused["both answers by the same model" if named else "answers that name no model"] += len(of_item)
+        named_pairs = [(i, j) for i, j in combinations(range(len(names)), 2) if names[i] and names[j]]
+        rival_pairs = [(i, j) for i, j in named_pairs if names[i] != names[j]]
+        if not rival_pairs:
+            refused["both answers by the same model" if named_pairs else "answers that name no model"] += len(
+                item_judgements
+            )
             continue
-        used += len(of_item)
-        for ranks in map(canonical_ranks, of_item):
-            for i, j in rivals:
-                first = 0.5 + 0.5 * ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j]))
-                outcomes[str(names[i]), str(names[j])].append((first, by_id[uid].prompt.id))
-                outcomes[str(names[j]), str(names[i])].append((1 - first, by_id[uid].prompt.id))
+        used += len(item_judgements)
+        for ranks in map(canonical_ranks, item_judgements):
+            for i, j in rival_pairs:
+                outcome = 0.5 + 0.5 * ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j]))
+                outcomes[str(names[i]), str(names[j])].append((outcome, by_id[uid].prompt.id))
+                outcomes[str(names[j]), str(names[i])].append((1 - outcome, by_id[uid].prompt.id))
     models, pairs = _tables(outcomes)
     return ModelWins(models=models, pairs=pairs, used=used, left_out=dict((+refused).most_common()))
 
 
 def _tables(outcomes: _Outcomes) -> tuple[tuple[Wins, ...], tuple[Wins, ...]]:
     names = {model for model, _ in outcomes}
-    together = [
+    overall = [
         _wins(model, None, [o for (name, _), results in outcomes.items() if name == model for o in results])
         for model in sorted(names)
     ]
-    models = sorted(together, key=lambda w: -(w.rate.value or 0.0))
+    models = sorted(overall, key=lambda w: -(w.rate.value or 0.0))
     pairs = [
         _wins(first.model, second.model, outcomes[first.model, second.model])
         for first, second in combinations(models, 2)

@@ -81,10 +81,10 @@ def population(
             were made by other criteria.
     """
     usable, refused = counting_judgements(items, judgements, criterion)
-    used = [j for of_item in usable.values() for j in of_item]
+    used = [j for item_judgements in usable.values() for j in item_judgements]
     cohort, notes = _cohorts(used, by, least)
-    if account := describe_left_out(len(judgements), dict((+refused).most_common())):
-        notes.insert(0, account)
+    if left_out_note := describe_left_out(len(judgements), dict((+refused).most_common())):
+        notes.insert(0, left_out_note)
     first, second = models or _most_compared(items, judgements, criterion)
     by_item = {item.id: item for item in items}
     outcomes: dict[str, list[tuple[float, str]]] = defaultdict(list)
@@ -104,13 +104,15 @@ def population(
         )
         for name, size in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
-    several = {item: known for item, known in majorities.items() if len(known) > 1}
-    differ = [(float(len(set(known.values())) > 1), by_item[item].prompt.id) for item, known in several.items()]
+    comparable = {item: by_cohort for item, by_cohort in majorities.items() if len(by_cohort) > 1}
+    differences = [
+        (float(len(set(by_cohort.values())) > 1), by_item[item].prompt.id) for item, by_cohort in comparable.items()
+    ]
     return Population(
         model=first or None,
         rival=second or None,
         cohorts=tuple(results),
-        disagreement=clustered_share(differ, reason="no item has a majority in two cohorts"),
+        disagreement=clustered_share(differences, reason="no item has a majority in two cohorts"),
         weightings=_weightings({k: v for k, v in outcomes.items() if v}, weights, seed),
         notes=tuple(notes),
     )
@@ -132,20 +134,21 @@ def cohort_name(judgement: Judgement, by: str | None) -> str:
     return parts.get(by) or UNNAMED
 
 
-def _cohorts(judgements: Sequence[Judgement], by: str | None, least: int) -> tuple[dict[str, str], list[str]]:
+def _cohorts(judgements: Sequence[Judgement], by: str | None, min_people: int) -> tuple[dict[str, str], list[str]]:
     """The cohort of each annotator, the last one they named; small cohorts are merged."""
-    named = {j.annotator: cohort_name(j, by) for j in judgements}
+    cohort_of = {j.annotator: cohort_name(j, by) for j in judgements}
     members: dict[str, int] = defaultdict(int)
-    for name in named.values():
+    for name in cohort_of.values():
         members[name] += 1
-    small = {name for name, count in members.items() if count < least and name != UNNAMED}
+    small_cohorts = {name for name, count in members.items() if count < min_people and name != UNNAMED}
     notes: list[str] = []
-    if small:
-        people = sum(members[name] for name in small)
+    if small_cohorts:
+        people = sum(members[name] for name in small_cohorts)
         notes.append(
-            f"{len(small)} cohorts with fewer than {least} people each ({people} people) are shown as {UNNAMED!r}"
+            f"{len(small_cohorts)} cohorts with fewer than {min_people} people each ({people} people) are shown as "
+            f"{UNNAMED!r}"
         )
-    return {annotator: UNNAMED if name in small else name for annotator, name in named.items()}, notes
+    return {annotator: UNNAMED if name in small_cohorts else name for annotator, name in cohort_of.items()}, notes
 
 
 def _most_compared(items: Sequence[Comparison], judgements: Sequence[Judgement], criterion: str) -> tuple[str, str]:
@@ -160,16 +163,16 @@ def _outcome(item: Comparison, judgement: Judgement, model: str, rival: str) -> 
     if not model or names.count(model) != 1 or names.count(rival) != 1:
         return None
     ranks = canonical_ranks(judgement)
-    own, other = ranks[names.index(model)], ranks[names.index(rival)]
-    return 0.5 + 0.5 * ((own < other) - (own > other))
+    model_rank, rival_rank = ranks[names.index(model)], ranks[names.index(rival)]
+    return 0.5 + 0.5 * ((model_rank < rival_rank) - (model_rank > rival_rank))
 
 
 def _majorities(usable: Mapping[str, Sequence[Judgement]], cohort: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """Item → cohort → the answer that most of the cohort prefer, 1 the first, −1 the second; ties are left out."""
     majorities: dict[str, dict[str, int]] = {}
-    for item, of_item in usable.items():
+    for item, item_judgements in usable.items():
         votes: dict[str, int] = defaultdict(int)
-        for j in of_item:
+        for j in item_judgements:
             votes[cohort[j.annotator]] += _vote(j)
         majorities[item] = {name: 1 if net > 0 else -1 for name, net in votes.items() if net and name != UNNAMED}
     return majorities
@@ -188,36 +191,39 @@ def _agreement(
     items: Mapping[str, Comparison],
 ) -> Estimate:
     """How often a cohort's majority is also that of all others."""
-    same: list[tuple[float, str]] = []
-    for item, of_item in usable.items():
-        own = sum(_vote(j) for j in of_item if cohort[j.annotator] == name)
-        others = sum(_vote(j) for j in of_item if cohort[j.annotator] != name)
-        if own and others:
-            same.append((float(own * others > 0), items[item].prompt.id))
-    return clustered_share(same, reason="no item has a majority in it and among the others")
+    agreements: list[tuple[float, str]] = []
+    for item, item_judgements in usable.items():
+        cohort_net = sum(_vote(j) for j in item_judgements if cohort[j.annotator] == name)
+        others_net = sum(_vote(j) for j in item_judgements if cohort[j.annotator] != name)
+        if cohort_net and others_net:
+            agreements.append((float(cohort_net * others_net > 0), items[item].prompt.id))
+    return clustered_share(agreements, reason="no item has a majority in it and among the others")
 
 
 def _weightings(
-    outcomes: Mapping[str, Sequence[tuple[float, str]]], given: Mapping[str, float] | None, seed: int
+    outcomes: Mapping[str, Sequence[tuple[float, str]]], population_weights: Mapping[str, float] | None, seed: int
 ) -> dict[str, Estimate]:
     """Win rates of populations."""
-    if given is not None:
-        known = set(outcomes)
-        if wrong := sorted(set(given) - known):
+    if population_weights is not None:
+        cohorts = set(outcomes)
+        if unknown := sorted(set(population_weights) - cohorts):
             raise ConfigError(
-                f"weight of {wrong[0]!r}: no such cohort has compared the models; there are "
-                f"{', '.join(sorted(known)) or 'none'}"
+                f"weight of {unknown[0]!r}: no such cohort has compared the models; there are "
+                f"{', '.join(sorted(cohorts)) or 'none'}"
             )
-        if min(given.values(), default=0.0) < 0 or not 0 < math.fsum(given.values()) < math.inf:
-            raise ConfigError(f"weights {dict(given)}: expected numbers from 0, above 0 in sum")
+        if (
+            min(population_weights.values(), default=0.0) < 0
+            or not 0 < math.fsum(population_weights.values()) < math.inf
+        ):
+            raise ConfigError(f"weights {dict(population_weights)}: expected numbers from 0, above 0 in sum")
     if not outcomes:
         return {}
     weights: dict[str, Mapping[str, float]] = {
-        "as judged": {name: float(len(of)) for name, of in outcomes.items()},
+        "as judged": {name: float(len(cohort_outcomes)) for name, cohort_outcomes in outcomes.items()},
         "each cohort alike": dict.fromkeys(outcomes, 1.0),
     }
-    if given is not None:
-        weights["as given"] = given
+    if population_weights is not None:
+        weights["as given"] = population_weights
     return {name: _weighted(outcomes, w, seed) for name, w in weights.items()}
 
 
@@ -225,29 +231,29 @@ def _weighted(outcomes: Mapping[str, Sequence[tuple[float, str]]], weights: Mapp
     """Σ w_c rate_c / Σ w_c with a percentile bootstrap over prompts; draws that lack a weighted cohort are left out."""
     total = math.fsum(weights.values())
     sums: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-    for name, of in outcomes.items():
-        for value, prompt in of:
-            above, count = sums[prompt].get(name, (0.0, 0))
-            sums[prompt][name] = (above + value, count + 1)
+    for name, cohort_outcomes in outcomes.items():
+        for value, prompt in cohort_outcomes:
+            outcome_sum, count = sums[prompt].get(name, (0.0, 0))
+            sums[prompt][name] = (outcome_sum + value, count + 1)
 
     def rate(prompts: Sequence[str]) -> float | None:
         mean = 0.0
         for name, weight in weights.items():
-            parts = [sums[prompt][name] for prompt in prompts if name in sums[prompt]]
-            if weight and not parts:
+            cohort_sums = [sums[prompt][name] for prompt in prompts if name in sums[prompt]]
+            if weight and not cohort_sums:
                 return None
             if weight:
-                mean += weight / total * math.fsum(a for a, _ in parts) / sum(n for _, n in parts)
+                mean += weight / total * math.fsum(a for a, _ in cohort_sums) / sum(n for _, n in cohort_sums)
         return mean
 
-    everything = list(sums)
-    value = rate(everything)
+    all_prompts = list(sums)
+    value = rate(all_prompts)
     assert value is not None, "every cohort here has outcomes"
     n = sum(len(outcomes[name]) for name, weight in weights.items() if weight)
-    if len(everything) == 1:
+    if len(all_prompts) == 1:
         return Estimate(value=value, n=n, reason="one prompt gives no interval")
-    drawn = resampled(everything, rate, seed=seed)
-    if not drawn:
+    samples = resampled(all_prompts, rate, seed=seed)
+    if not samples:
         return Estimate(value=value, n=n, reason="every cohort would have to be drawn at once")
-    low, high = middle_95(drawn)
+    low, high = middle_95(samples)
     return Estimate(value=value, low=low, high=high, n=n)

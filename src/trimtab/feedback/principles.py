@@ -77,33 +77,33 @@ def principle_report(
     names = sorted({v.principle for v in verdicts})
     rows: dict[str, PrincipleEffect] = {}
     for name in names:
-        verdicts_of = [v for v in verdicts if v.principle == name]
-        answered = [v for v in verdicts_of if v.probability is not None]
-        fired = [(float(_fires(v, margin)), prompts[v.item]) for v in answered]
-        agree = [
+        principle_verdicts = [v for v in verdicts if v.principle == name]
+        answered = [v for v in principle_verdicts if v.probability is not None]
+        fires = [(float(_fires(v, margin)), prompts[v.item]) for v in answered]
+        agreements = [
             (float((v.probability or 0) > 0.5) if people[v.item, v.pair] > 0 else float((v.probability or 0) < 0.5),
              prompts[v.item])
             for v in answered if _fires(v, margin) and people.get((v.item, v.pair))
         ]  # fmt: skip
-        effect = Counter(_without(by_pair[v.item, v.pair], name) for v in answered)
+        label_effects = Counter(_label_without(by_pair[v.item, v.pair], name) for v in answered)
         rows[name] = PrincipleEffect(
             asked=len(answered),
-            no_answer=len(verdicts_of) - len(answered),
-            firing_rate=clustered_share(fired, reason="it has no answer anywhere"),
-            agreement=clustered_share(agree, reason="it fires nowhere where people have a winner"),
-            removed={k: effect[k] for k in ("same", "changed", "unknown")},
+            no_answer=len(principle_verdicts) - len(answered),
+            firing_rate=clustered_share(fires, reason="it has no answer anywhere"),
+            agreement=clustered_share(agreements, reason="it fires nowhere where people have a winner"),
+            removed={k: label_effects[k] for k in ("same", "changed", "unknown")},
             alone=sum(len(by_pair[v.item, v.pair]) == 1 for v in answered),
         )
     conflicts: list[Conflict] = []
     for a, b in itertools.combinations(names, 2):
-        both: list[tuple[float, str]] = []
+        conflict_outcomes: list[tuple[float, str]] = []
         for (item, _), group in by_pair.items():
             pair = {v.principle: v for v in group if v.principle in (a, b) and _fires(v, margin)}
             if len(pair) == 2:
                 differ = ((pair[a].probability or 0) > 0.5) != ((pair[b].probability or 0) > 0.5)
-                both.append((float(differ), prompts[item]))
-        if both:
-            conflicts.append(Conflict(principles=(a, b), rate=clustered_share(both)))
+                conflict_outcomes.append((float(differ), prompts[item]))
+        if conflict_outcomes:
+            conflicts.append(Conflict(principles=(a, b), rate=clustered_share(conflict_outcomes)))
     conflicts.sort(key=lambda c: -(c.rate.value or 0) * c.rate.n)
     return PrincipleReport(principles=rows, conflicts=tuple(conflicts))
 
@@ -116,8 +116,10 @@ def principle_lines(report: PrincipleReport) -> list[str]:
             f"{name}: fires {shown(row.firing_rate)}, people agree {shown(row.agreement)}; "
             f"without it {row.removed['changed']} labels change, {row.removed['unknown']} need new questions"
         )
-    worst = [c for c in report.conflicts if c.rate.value][:5]
-    return lines + [f"conflict of {' and '.join(c.principles)}: {shown(c.rate)} they both fire on" for c in worst]
+    most_frequent = [c for c in report.conflicts if c.rate.value][:5]
+    return lines + [
+        f"conflict of {' and '.join(c.principles)}: {shown(c.rate)} they both fire on" for c in most_frequent
+    ]
 
 
 def _fires(verdict: Verdict, margin: float) -> bool:
@@ -125,7 +127,7 @@ def _fires(verdict: Verdict, margin: float) -> bool:
     return p is not None and not verdict.contradicts and abs(p - 0.5) >= margin
 
 
-def _without(verdicts: Sequence[Verdict], name: str) -> str:
+def _label_without(verdicts: Sequence[Verdict], name: str) -> str:
     """What happens to a pair's label if a principle is removed."""
     others = [v for v in verdicts if v.principle != name]
     ((before, _, _),) = combine(verdicts).values()
@@ -141,10 +143,10 @@ def _side(p: float) -> int:
 
 def changed_labels(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, int]:
     """Number of pairs by what an edited constitution does to their combined label: same, changed, lost, new."""
-    one, two = _labels(before), _labels(after)
+    old, new = _labels(before), _labels(after)
     outcomes = Counter(
-        "lost" if key not in two else "new" if key not in one else "same" if one[key] == two[key] else "changed"
-        for key in one.keys() | two.keys()
+        "lost" if key not in new else "new" if key not in old else "same" if old[key] == new[key] else "changed"
+        for key in old.keys() | new.keys()
     )
     return {k: outcomes[k] for k in ("same", "changed", "lost", "new")}
 

@@ -179,7 +179,7 @@ def _round(
     revisions: list[Revision] = []
     for name in prompts:
         first, second = verdicts.get(name, (None, None))
-        both = None if first is None or second is None else (first, second)
+        order_probabilities = None if first is None or second is None else (first, second)
         revisions.append(
             Revision(
                 prompt=name,
@@ -191,19 +191,19 @@ def _round(
                 revision=rewritten.get(name, ""),
                 first=first,
                 second=second,
-                probability=None if both is None else sum(both) / 2,
-                outcome=outcomes[name] if name in outcomes else _outcome(both),
+                probability=None if order_probabilities is None else sum(order_probabilities) / 2,
+                outcome=outcomes[name] if name in outcomes else _outcome(order_probabilities),
             )
         )
     return revisions
 
 
-def _outcome(both: tuple[float, float] | None) -> Outcome:
+def _outcome(order_probabilities: tuple[float, float] | None) -> Outcome:
     """What becomes of a revision, by P(it is better) with it shown first and with it shown second."""
-    if both is None:
+    if order_probabilities is None:
         return "no verdict"
-    probability = sum(both) / 2
-    if probability == 0.5 or contradict(*both):
+    probability = sum(order_probabilities) / 2
+    if probability == 0.5 or contradict(*order_probabilities):
         return "undecided"
     return "kept" if probability > 0.5 else "worse"
 
@@ -226,7 +226,7 @@ class _Journalled:
             if keys[name] not in self._journal
         }
         if missing:
-            self._write(list(missing.values()), self._keep_texts)
+            self._write(list(missing.values()), self._store_texts)
         return {name: str(self._journal[key]["text"]).strip() for name, key in keys.items()}
 
     def violations(self, cases: Mapping[str, tuple[Prompt, str, Principle]]) -> dict[str, float | None]:
@@ -243,21 +243,21 @@ class _Journalled:
         """P(a case's first answer is better) with it shown first, and with it shown second; None: no answer."""
         questions = {
             (name, place): question(self._identity, compare_answers(prompt, *shown, principle), LETTERS)
-            for name, (prompt, one, other, principle) in cases.items()
-            for place, shown in enumerate(((one, other), (other, one)))
+            for name, (prompt, first_answer, second_answer, principle) in cases.items()
+            for place, shown in enumerate(((first_answer, second_answer), (second_answer, first_answer)))
         }
         replies = self._replies(questions)
-        return {name: (_at(replies[name, 0], 0), _at(replies[name, 1], 1)) for name in cases}
+        return {name: (_probability_at(replies[name, 0], 0), _probability_at(replies[name, 1], 1)) for name in cases}
 
     def _replies(self, questions: Mapping[Any, Question]) -> dict[Any, Reply]:
         replies = replies_to({q.key: q for q in questions.values()}, self._ask, self._journal)
         return {name: replies[q.key] for name, q in questions.items()}
 
-    def _keep_texts(self, texts: Mapping[str, str]) -> None:
+    def _store_texts(self, texts: Mapping[str, str]) -> None:
         self._journal.update({key: {"text": text} for key, text in texts.items()})
 
 
-def _at(reply: Reply, place: int) -> float | None:
+def _probability_at(reply: Reply, place: int) -> float | None:
     return None if reply.probabilities is None else reply.probabilities[place]
 
 

@@ -103,22 +103,28 @@ def label_hybrid(
     labels = _Labels(people, {j.item: j for j in given if j.adjudication and j.item not in left_out})
 
     labels.ask([i for i in items if i.id in chances], 0)
-    missing = sum(labels.of(name) is None for name in chances)
+    missing_audits = sum(labels.of(name) is None for name in chances)
     audits = [a for i in items if i.id in chances if (a := _audit(i, p[i.id], labels.of(i.id), chances[i.id], config))]
-    segments = [(0, _waiting(missing, len(chances)))] if missing else routers_in_turn(audits, config)
+    segments = (
+        [(0, _router_while_waiting(missing_audits, len(chances)))]
+        if missing_audits
+        else routers_in_turn(audits, config)
+    )
     routers = _routers(items, audits, segments)
-    for_judge = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
-    routes: dict[str, Route] = {i.id: "person" if i.id in for_judge else routers[i.id].route(p[i.id]) for i in items}
-    _ask_by_route(items, routes, p, labels, audits_missing=bool(missing))
+    addressing_judge = {i.id for i in items if any(speaks_to_judge(c.text) for c in i.completions)}
+    routes: dict[str, Route] = {
+        i.id: "person" if i.id in addressing_judge else routers[i.id].route(p[i.id]) for i in items
+    }
+    _ask_by_route(items, routes, p, labels, audits_missing=bool(missing_audits))
 
     judgements: list[Judgement] = []
     queue: list[Queued] = []
     for item in items:
-        by_machine, is_audit = _calibrated(by_ai.get(item.id), routers[item.id].calibrate), item.id in chances
-        counted, needed = _settle(routes[item.id], by_machine, p[item.id], labels, item.id, is_audit=is_audit)
+        ai_judgement, is_audit = _calibrated(by_ai.get(item.id), routers[item.id].calibrate), item.id in chances
+        counted, people_needed = _settle(routes[item.id], ai_judgement, p[item.id], labels, item.id, is_audit=is_audit)
         judgements += counted
-        if needed and (is_audit or not missing):
-            queue.append(Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=needed))
+        if people_needed and (is_audit or not missing_audits):
+            queue.append(Queued(id=item.id, prompt=item.prompt, completions=item.completions, overlap=people_needed))
     router = routers[items[-1].id] if items else segments[0][1]
     reopened = tuple(start for start, _ in segments[1:])
     report = routing_report(
@@ -132,7 +138,7 @@ def label_hybrid(
         waiting={i.id for i in items} - {j.item for j in judgements},
         drawn=len(chances),
         not_needed=max(0, len(given) - len(labels.given)),
-        speak_to_judge=len(for_judge),
+        speak_to_judge=len(addressing_judge),
         skipped=len({name for name, _ in labels.skipped}),
         ai_cost=ai_cost,
         reopened=reopened,
@@ -164,10 +170,10 @@ class _Labels:
 
     def ask(self, items: Sequence[Comparison], number: int) -> None:
         """Ask the person with this number about each item, unless that was done before."""
-        new = [i for i in items if (i.id, number) not in self.given and (i.id, number) not in self.skipped]
-        if not new:
+        unasked = [i for i in items if (i.id, number) not in self.given and (i.id, number) not in self.skipped]
+        if not unasked:
             return
-        for item, judgement in self._people(new, number).items():
+        for item, judgement in self._people(unasked, number).items():
             if judgement.ranks is None:
                 self.skipped.add((item, number))
             else:
@@ -185,8 +191,8 @@ def _ask_by_route(
     """Ask a person if the route says so, and a second person if the first one differs from the AI."""
     if not audits_missing:
         labels.ask([i for i in items if routes[i.id] != "ai"], 0)
-    both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
-    labels.ask([i for i in both if not _agree(p[i.id], labels.of(i.id))], 1)
+    judged_by_both = [i for i in items if routes[i.id] == "both" and (j := labels.of(i.id)) and not j.adjudication]
+    labels.ask([i for i in judged_by_both if not _agree(p[i.id], labels.of(i.id))], 1)
 
 
 def _routers(
@@ -202,19 +208,19 @@ def _routers(
 
 
 def _settle(
-    route: Route, by_machine: Judgement | None, p: float | None, labels: _Labels, item: str, *, is_audit: bool
+    route: Route, ai_judgement: Judgement | None, p: float | None, labels: _Labels, item: str, *, is_audit: bool
 ) -> tuple[list[Judgement], int]:
     """The judgements of an item that count and 0, or none and the total number of people who must judge it."""
     first, second = labels.of(item, 0), labels.of(item, 1)
     if first is None:
-        if route == "ai" and by_machine is not None and not is_audit:
-            return [by_machine], 0
+        if route == "ai" and ai_judgement is not None and not is_audit:
+            return [ai_judgement], 0
         return [], 1
-    if route != "both" or first.adjudication or by_machine is None:
+    if route != "both" or first.adjudication or ai_judgement is None:
         return [first], 0  # a person's label is used as soon as there is one, and an adjudicator's settles the item
     if _agree(p, first):
-        return [by_machine, first], 0
-    return ([first, second, by_machine], 0) if second is not None else ([], 2)
+        return [ai_judgement, first], 0
+    return ([first, second, ai_judgement], 0) if second is not None else ([], 2)
 
 
 def _agree(p: float | None, person: Judgement | None) -> bool:
@@ -226,7 +232,7 @@ def _sign(p: float | None) -> int:
     return 0 if p is None or p == 0.5 else 1 if p > 0.5 else -1
 
 
-def _waiting(missing: int, drawn: int) -> Router:
+def _router_while_waiting(missing: int, drawn: int) -> Router:
     reason = f"{missing} of {drawn} audits wait for a person; thresholds are set when all are in"
     return Router(thresholds=Thresholds(reason=reason), calibrate=lambda p: p)
 

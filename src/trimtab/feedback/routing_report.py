@@ -106,13 +106,13 @@ def routing_report(
         )
     times = [j.seconds for j in labels.values() if j.seconds is not None]
     seconds = sum(times) / len(times) if times else config.seconds_per_label
-    saved = len(items) - len(labels) - sum((name, 0) not in labels for name in waiting)
+    labels_saved = len(items) - len(labels) - sum((name, 0) not in labels for name in waiting)
     by_route: dict[Route, list[Audit]] = {route: [] for route in counts}
     principles: dict[str, list[Audit]] = {}
     for audit in audits:
         by_route[routes[audit.item]].append(audit)
-        by_machine = by_ai.get(audit.item)
-        for name in (by_machine.principle or "").split(",") if by_machine is not None else []:
+        ai_judgement = by_ai.get(audit.item)
+        for name in (ai_judgement.principle or "").split(",") if ai_judgement is not None else []:
             if name:
                 principles.setdefault(name, []).append(audit)
     return RoutingReport(
@@ -125,11 +125,11 @@ def routing_report(
         labels_of_people=len(labels),
         labels_not_needed=not_needed,
         waiting=len(waiting),
-        labels_saved=saved,
+        labels_saved=labels_saved,
         seconds_per_label=seconds,
-        hours_saved=saved * seconds / 3600,
+        hours_saved=labels_saved * seconds / 3600,
         cost_of_people=(len(labels) + not_needed) * seconds / 3600 * config.cost_per_hour,
-        cost_saved=saved * seconds / 3600 * config.cost_per_hour,
+        cost_saved=labels_saved * seconds / 3600 * config.cost_per_hour,
         calibration_error={
             name: reliability(values, [a.label for a in audits], weights)[1] for name, values in probabilities.items()
         },
@@ -181,10 +181,10 @@ def routing_lines(report: RoutingReport) -> list[str]:
             lines.append(
                 f"  AI's error where the route is {name}: {error.value:.1%} [{error.low:.1%}, {error.high:.1%}]"
             )
-    known = {name: e for name, e in report.error_by_principle.items() if e.value is not None}
-    if known:
-        each = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in known.items())
-        lines.append(f"  by principle: {', '.join(each)}")
+    estimated = {name: e for name, e in report.error_by_principle.items() if e.value is not None}
+    if estimated:
+        principle_errors = (f"{name} {e.value:.0%} [{e.low:.0%}, {e.high:.0%}]" for name, e in estimated.items())
+        lines.append(f"  by principle: {', '.join(principle_errors)}")
     if report.reopened:
         lines.append(f"the audit drifted; thresholds were set anew after {list(report.reopened)} audits")
     return lines

@@ -106,8 +106,8 @@ def simulate(items: Sequence[Comparison], utility: Utility, config: SimulationCo
     for item in items:
         utilities = _utilities(item, utility)
         parts = _parts(item, config)
-        chosen = sorted(_random(config.seed, "item", item.id).sample(range(len(annotators)), config.overlap))
-        judgements += [_judge(item, utilities, parts, annotators[index], config) for index in chosen]
+        annotator_indices = sorted(_random(config.seed, "item", item.id).sample(range(len(annotators)), config.overlap))
+        judgements += [_judge(item, utilities, parts, annotators[index], config) for index in annotator_indices]
     return judgements
 
 
@@ -118,23 +118,23 @@ def _random(*seed: object) -> Random:
 def _annotator(index: int, config: SimulationConfig) -> _Annotator:
     rng = _random(config.seed, "annotator", index)
     # log-normal with mean 1, so that the average annotator is the configured one
-    own = [math.exp(config.spread * rng.gauss() - config.spread**2 / 2) for _ in range(4)]
+    factors = [math.exp(config.spread * rng.gauss() - config.spread**2 / 2) for _ in range(4)]
     return _Annotator(
         name=f"simulated-{index:02d}",
-        noise=config.noise * own[0],
-        position_bias=min(1.0, max(0.0, 0.5 + (config.position_bias - 0.5) * own[1])),
-        length_bias=config.length_bias * own[2],
-        pace=own[3],
+        noise=config.noise * factors[0],
+        position_bias=min(1.0, max(0.0, 0.5 + (config.position_bias - 0.5) * factors[1])),
+        length_bias=config.length_bias * factors[2],
+        pace=factors[3],
         cohort=_cohort(index, config),
     )
 
 
 def _cohort(index: int, config: SimulationConfig) -> CohortConfig | None:
     """Fill cohorts in order, so that their shares are met as exactly as the number of annotators allows."""
-    place = (index + 0.5) / config.annotators * sum(c.share for c in config.cohorts)
+    position = (index + 0.5) / config.annotators * sum(c.share for c in config.cohorts)
     for cohort in config.cohorts:
-        place -= cohort.share
-        if place < 0:
+        position -= cohort.share
+        if position < 0:
             return cohort
     return config.cohorts[-1] if config.cohorts else None
 
@@ -155,12 +155,12 @@ def _utilities(item: Comparison, utility: Utility) -> list[float]:
 
 
 def _parts(item: Comparison, config: SimulationConfig) -> list[Mapping[str, float]]:
-    wanted = {name for cohort in config.cohorts for name in cohort.weights}
-    if not wanted:
+    weighted_parts = {name for cohort in config.cohorts for name in cohort.weights}
+    if not weighted_parts:
         return [{} for _ in item.completions]
     function = load_callable(config.parts)
     parts = [function(item.prompt, completion) for completion in item.completions]
-    for name in sorted(wanted - set(parts[0])):
+    for name in sorted(weighted_parts - set(parts[0])):
         raise ConfigError(f"a cohort weighs {name!r}, but {config.parts} gives only: {', '.join(sorted(parts[0]))}")
     return parts
 
@@ -178,18 +178,18 @@ def _judge(
     skips = rng.random() < config.skip_rate
     by_position = rng.random() < abs(2 * annotator.position_bias - 1)
     jitter = math.exp(0.25 * rng.gauss())
-    careless = rng.random()
+    random_strength = rng.random()
     gumbel = [-math.log(max(rng.expovariate(1.0), 1e-300)) for _ in shown]
     lengths = [len(c.text) for c in item.completions]
 
     if by_position:
         ranks = tuple(range(len(shown)) if annotator.position_bias > 0.5 else reversed(range(len(shown))))
-        strength = careless
+        strength = random_strength
     else:
-        opinion = annotator.cohort.weights if annotator.cohort else {}
+        part_weights = annotator.cohort.weights if annotator.cohort else {}
         perceived = [
             utilities[i]
-            + sum(weight * parts[i][name] for name, weight in opinion.items())
+            + sum(weight * parts[i][name] for name, weight in part_weights.items())
             + annotator.length_bias * math.log2(1 + lengths[i])
             + annotator.noise * gumbel[i]
             for i in shown

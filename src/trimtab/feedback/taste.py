@@ -7,8 +7,8 @@ A vote by annotator a on the answers i and j has the gap d = γ_a (x_i − x_j +
 
 φ are features of the answers' texts. The direction v ~ N(0, σ² I) is shared by all annotators (rank one), in units of
 the root mean squares of the differences; u_a ~ N(0, 1) says how far annotator a follows it. Only annotators with at
-least :data:`LEAST` votes have a taste; ū is their mean by votes, so that what they share stays in the scores. Votes are
-counted by weight, so all pairs of a ranking of K answers count as K − 1.
+least :data:`MIN_VOTES` votes have a taste; ū is their mean by votes, so that what they share stays in the scores. Votes
+are counted by weight, so all pairs of a ranking of K answers count as K − 1.
 
 A taste is used only if it lowers the log-loss of held-out votes. The pairs of one ranking share its annotator's noise,
 so they are fitted together or held out together. ``python -m benchmarks.taste`` measures what a taste gains on people's
@@ -29,7 +29,7 @@ from trimtab.feedback.comparison_fit import Habit, fit_comparisons
 from trimtab.feedback.comparison_model import POINTS, Floats, Ints, Parameters, TieModel, Votes, observed_logs
 from trimtab.feedback.habit_selection import FOLDS, vote_folds
 
-LEAST = 50
+MIN_VOTES = 50
 """Votes that an annotator needs for a taste."""
 
 DEVIATIONS = (0.1, 0.3, 1.0)
@@ -45,10 +45,10 @@ class Taste:
     strength: Floats
     """``[A]``, u_a − ū; 0: the annotator has too few votes."""
 
-    def offsets(self, apart: Floats, annotator: Ints) -> Floats:
+    def offsets(self, differences: Floats, annotator: Ints) -> Floats:
         """The t of each vote, ``[N]``, from φ_i − φ_j (``[N, F]``) and annotators; 0 for numbers outside 0 … A − 1."""
-        known = (annotator >= 0) & (annotator < len(self.strength))
-        return np.where(known, self.strength[np.where(known, annotator, 0)], 0.0) * (apart @ self.direction)
+        in_range = (annotator >= 0) & (annotator < len(self.strength))
+        return np.where(in_range, self.strength[np.where(in_range, annotator, 0)], 0.0) * (differences @ self.direction)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +85,12 @@ class CrossFit:
     def logs(self, taste: Floats) -> tuple[Floats, Floats]:
         """Log P(outcome), averaged over the scores' variance, and its slope by t, ``[N]`` each."""
         logs, slope = np.zeros(len(self.votes)), np.zeros(len(self.votes))
-        for number, own in enumerate(self.parameters):
-            at = self.fold == number
-            if at.any():
-                logs[at], slope[at] = mixed_logs(self.model, self.votes.part(at), own, self.variance[at], taste[at])
+        for number, fold_parameters in enumerate(self.parameters):
+            in_fold = self.fold == number
+            if in_fold.any():
+                logs[in_fold], slope[in_fold] = mixed_logs(
+                    self.model, self.votes.part(in_fold), fold_parameters, self.variance[in_fold], taste[in_fold]
+                )
         return logs, slope
 
     def part(self, mask: NDArray[np.bool_]) -> "CrossFit":
@@ -107,13 +109,13 @@ def mixed_logs(
     The sum is taken in logs, so that even a vote as unlikely as e^{−1000} has a finite loss and a slope.
     """
     skill, tau = parameters.skill[votes.annotator], parameters.tie[votes.annotator]
-    apart = parameters.score[votes.first] - parameters.score[votes.second] + taste
-    side = votes.shown * parameters.position[votes.annotator]
+    score_gap = parameters.score[votes.first] - parameters.score[votes.second] + taste
+    position_bias = votes.shown * parameters.position[votes.annotator]
     logs, slopes = np.zeros((len(POINTS), len(votes))), np.zeros((len(POINTS), len(votes)))
     for number, (z, weight) in enumerate(POINTS):
-        gap = skill * (apart + z * np.sqrt(variance)) + side
-        own, slopes[number], _ = observed_logs(model, gap, tau, votes.outcome)
-        logs[number] = np.log(weight) + own
+        gap = skill * (score_gap + z * np.sqrt(variance)) + position_bias
+        point_logs, slopes[number], _ = observed_logs(model, gap, tau, votes.outcome)
+        logs[number] = np.log(weight) + point_logs
     total = np.logaddexp.reduce(logs, axis=0)
     return total, (np.exp(logs - total) * slopes).sum(0) * skill
 
@@ -135,8 +137,8 @@ def cross_fit(
 
 
 def annotators_with_enough(votes: Votes) -> Ints:
-    """Numbers of the annotators with at least :data:`LEAST` votes by weight, in order."""
-    return np.flatnonzero(_counts(votes) >= LEAST - 1e-6)
+    """Numbers of the annotators with at least :data:`MIN_VOTES` votes by weight, in order."""
+    return np.flatnonzero(_counts(votes) >= MIN_VOTES - 1e-6)
 
 
 def _counts(votes: Votes) -> Floats:
@@ -145,51 +147,57 @@ def _counts(votes: Votes) -> Floats:
     return np.asarray(counts, dtype=np.float64)
 
 
-def fit_taste(fitted: CrossFit, apart: Floats, *, able: Ints, deviation: float, seed: int = 0) -> Taste:
+def fit_taste(fitted: CrossFit, differences: Floats, *, eligible: Ints, deviation: float, seed: int = 0) -> Taste:
     """The most probable u and v.
 
     Args:
         fitted: the votes; their scores and habits stay fixed.
-        apart: ``[N, F]``, φ_i − φ_j.
-        able: numbers of the annotators who have a taste, in order; determined from all votes, of which ``fitted`` may
-            be a part.
+        differences: ``[N, F]``, φ_i − φ_j.
+        eligible: numbers of the annotators who have a taste, in order; determined from all votes, of which ``fitted``
+            may be a part.
         deviation: σ.
         seed: of the small numbers that the search starts from.
     """
     optimize: Any = import_module("scipy.optimize")  # it has no type stubs
     votes = fitted.votes
-    features = int(apart.shape[1])
-    strength, size = np.zeros(votes.annotators), np.sqrt((apart**2).mean(0))
-    scale = np.where(size > 1e-9, size, np.inf)  # a feature that never differs gets no weight
-    counts = _counts(votes)[able]
+    features = int(differences.shape[1])
+    strength, rms = np.zeros(votes.annotators), np.sqrt((differences**2).mean(0))
+    scale = np.where(rms > 1e-9, rms, np.inf)  # a feature that never differs gets no weight
+    counts = _counts(votes)[eligible]
     if not counts.sum():
         return Taste(direction=np.zeros(features), strength=strength)
-    place = np.full(votes.annotators, -1)
-    place[able] = np.arange(len(able))
-    own = place[votes.annotator] >= 0
-    voted, delta, voter = fitted.part(own), (apart / scale)[own], place[votes.annotator[own]]
+    eligible_index = np.full(votes.annotators, -1)
+    eligible_index[eligible] = np.arange(len(eligible))
+    is_eligible = eligible_index[votes.annotator] >= 0
+    eligible_fit, scaled_differences, voter = (
+        fitted.part(is_eligible),
+        (differences / scale)[is_eligible],
+        eligible_index[votes.annotator[is_eligible]],
+    )
     share = counts / counts.sum()
 
-    def negative(point: Floats) -> tuple[float, Floats]:
-        u, v = point[: len(able)], point[len(able) :]
-        far, along = u - share @ u, delta @ v
-        logs, slope = voted.logs(far[voter] * along)
-        weighted = voted.votes.weight * slope
-        by_far = np.bincount(voter, weighted * along, len(able))
-        by_u, by_v = by_far - share * by_far.sum(), (far[voter] * weighted) @ delta
+    def negative_log_posterior(point: Floats) -> tuple[float, Floats]:
+        u, v = point[: len(eligible)], point[len(eligible) :]
+        centred_strength, projection = u - share @ u, scaled_differences @ v
+        logs, slope = eligible_fit.logs(centred_strength[voter] * projection)
+        weighted = eligible_fit.votes.weight * slope
+        by_centred = np.bincount(voter, weighted * projection, len(eligible))
+        by_u, by_v = by_centred - share * by_centred.sum(), (centred_strength[voter] * weighted) @ scaled_differences
         penalty = (u @ u + v @ v / deviation**2) / 2
-        return float(penalty - voted.votes.weight @ logs), np.concatenate([u - by_u, v / deviation**2 - by_v])
+        return float(penalty - eligible_fit.votes.weight @ logs), np.concatenate([u - by_u, v / deviation**2 - by_v])
 
-    start = np.random.default_rng(seed).normal(0, 0.1, len(able) + features)
-    point: Floats = optimize.minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    u = point[: len(able)]
-    strength[able] = u - share @ u
-    return Taste(direction=point[len(able) :] / scale, strength=strength)
+    start = np.random.default_rng(seed).normal(0, 0.1, len(eligible) + features)
+    point: Floats = optimize.minimize(
+        negative_log_posterior, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    ).x
+    u = point[: len(eligible)]
+    strength[eligible] = u - share @ u
+    return Taste(direction=point[len(eligible) :] / scale, strength=strength)
 
 
 def select_taste(
     votes: Votes,
-    apart: Floats,
+    differences: Floats,
     *,
     model: TieModel,
     habits: Sequence[Habit],
@@ -203,7 +211,7 @@ def select_taste(
 
     Args:
         votes: at least two.
-        apart: ``[N, F]``, φ_i − φ_j.
+        differences: ``[N, F]``, φ_i − φ_j.
         model: the likelihood.
         habits: what else differs between annotators.
         group: ``[N]``, the number of the judgement that each row belongs to; the rows of one judgement are fitted or
@@ -212,23 +220,31 @@ def select_taste(
     """
     fitted = cross_fit(votes, model=model, habits=tuple(habits), group=group, seed=seed)
     fold = vote_folds(len(votes), group, np.random.default_rng([seed, 1]))
-    alone = -fitted.logs(np.zeros(len(votes)))[0]
-    without = float(np.average(alone, weights=votes.weight))
-    able = annotators_with_enough(votes)
-    best = alone
+    losses_without = -fitted.logs(np.zeros(len(votes)))[0]
+    without = float(np.average(losses_without, weights=votes.weight))
+    eligible = annotators_with_enough(votes)
+    best_losses = losses_without
     trials: list[tuple[float, float]] = []
     chosen: float | None = None
-    for deviation in DEVIATIONS if len(able) > 1 else ():
+    for deviation in DEVIATIONS if len(eligible) > 1 else ():
         taste = np.zeros(len(votes))
         for number in range(FOLDS):
             test = fold == number
             if test.any() and not test.all():
-                learned = fit_taste(fitted.part(~test), apart[~test], able=able, deviation=deviation, seed=seed)
-                taste[test] = learned.offsets(apart[test], votes.annotator[test])
+                fold_taste = fit_taste(
+                    fitted.part(~test), differences[~test], eligible=eligible, deviation=deviation, seed=seed
+                )
+                taste[test] = fold_taste.offsets(differences[test], votes.annotator[test])
         losses = -fitted.logs(taste)[0]
         loss = float(np.average(losses, weights=votes.weight))
-        if loss < float(np.average(best, weights=votes.weight)):
-            best, chosen = losses, deviation
+        if loss < float(np.average(best_losses, weights=votes.weight)):
+            best_losses, chosen = losses, deviation
         trials.append((deviation, loss))
-    taste = None if chosen is None else fit_taste(fitted, apart, able=able, deviation=chosen, seed=seed)
-    return TasteChoice(taste=taste, annotators=len(able), without=without, trials=tuple(trials), losses=(alone, best))
+    taste = None if chosen is None else fit_taste(fitted, differences, eligible=eligible, deviation=chosen, seed=seed)
+    return TasteChoice(
+        taste=taste,
+        annotators=len(eligible),
+        without=without,
+        trials=tuple(trials),
+        losses=(losses_without, best_losses),
+    )

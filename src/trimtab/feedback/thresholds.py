@@ -127,8 +127,8 @@ def draw_audit(probabilities: Mapping[str, float | None], config: RouteConfig) -
         bands.setdefault(-1 if p is None else min(4, int((max(p, 1 - p) - 0.5) * 10)), []).append(name)
     drawn: dict[str, float] = {}
     for members in bands.values():
-        even = len(probabilities) / (len(bands) * len(members))
-        chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * even))
+        band_weight = len(probabilities) / (len(bands) * len(members))
+        chance = min(1.0, config.audit * ((1 - config.stratified) + config.stratified * band_weight))
         for name in members:
             if random_of(name, config) < chance:
                 drawn[name] = chance
@@ -171,14 +171,14 @@ def set_thresholds(audits: Sequence[Audit], config: RouteConfig) -> Router:
     ranked = sorted(zip(map(_confidence, p), audits, strict=True), key=lambda x: -x[0])
     high = _search(ranked, config.error, config.least)
     low = _search(ranked, 0.5, config.least)
-    above = [a for c, a in ranked if high is not None and c >= high]
+    ai_alone = [a for c, a in ranked if high is not None and c >= high]
     reason = ""
     if high is None:
         reason = f"no confidence keeps the error at or below {config.error:.0%}; the AI labels nothing alone"
     if low is None:
         reason += "; the AI is not better than a coin at any confidence, so people label everything"
     thresholds = Thresholds(
-        high=high, low=low, error=error_estimate(above), audited=len(audits), reason=reason.lstrip("; ")
+        high=high, low=low, error=error_estimate(ai_alone), audited=len(audits), reason=reason.lstrip("; ")
     )
     return Router(thresholds=thresholds, calibrate=calibrate)
 
@@ -187,7 +187,7 @@ def _confidence(p: float) -> float:
     return round(max(p, 1 - p), 9)  # 1 − .3 and .7 must be equal
 
 
-def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> float | None:
+def _search(ranked: Sequence[tuple[float, Audit]], limit: float, min_items: int) -> float | None:
     """The lowest candidate that, like all candidates before it, keeps the error's upper end within the limit.
 
     Each candidate takes in another tenth of the audited items. The candidates are few, so that the test is powerful,
@@ -196,16 +196,16 @@ def _search(ranked: Sequence[tuple[float, Audit]], limit: float, least: int) -> 
     lowest = None
     step = max(1, len(ranked) // 10)
     # Enough items for two errors among them to pass; with fewer, the first error would end the search.
-    count = max(least, min(math.ceil(6 / limit), len(ranked) // 2))
+    count = max(min_items, min(math.ceil(6 / limit), len(ranked) // 2))
     while count <= len(ranked):
-        edge = ranked[count - 1][0]
-        inside = [a for c, a in ranked if c >= edge]
-        error, n = weighted_error(inside)
+        threshold = ranked[count - 1][0]
+        at_or_above = [a for c, a in ranked if c >= threshold]
+        error, n = weighted_error(at_or_above)
         if wilson_interval(error * n, n, confidence=0.9)[1] > limit:  # the end of the one-sided 95 % interval
             break
-        lowest = edge
-        count = max(count, len(inside)) + step
-        if len(inside) < len(ranked) < count:
+        lowest = threshold
+        count = max(count, len(at_or_above)) + step
+        if len(at_or_above) < len(ranked) < count:
             count = len(ranked)
     return lowest
 
@@ -225,9 +225,9 @@ def drifted(audits: Sequence[Audit], config: RouteConfig) -> int | None:
         the number of audits at the first alarm; None: no alarm.
     """
     for end in range(config.window, len(audits) + 1):
-        part = audits[end - config.window : end]
-        wrong = math.floor(math.fsum(a.wrong for a in part))
-        n, e = len(part), config.error
+        window = audits[end - config.window : end]
+        wrong = math.floor(math.fsum(a.wrong for a in window))
+        n, e = len(window), config.error
         tail = math.fsum(math.comb(n, k) * e**k * (1 - e) ** (n - k) for k in range(wrong, n + 1))
         if tail < config.alarm:
             return end
@@ -241,10 +241,10 @@ def routers_in_turn(audits: Sequence[Audit], config: RouteConfig) -> list[tuple[
     while True:
         pilot = set_thresholds(audits[start : start + config.pilot], config)
         later = range(start + config.pilot, len(audits))
-        alone = [k for k in later if audits[k].uniform and pilot.route(audits[k].probability) == "ai"]
-        alarm = drifted([audits[k] for k in alone], config)
+        ai_only = [k for k in later if audits[k].uniform and pilot.route(audits[k].probability) == "ai"]
+        alarm = drifted([audits[k] for k in ai_only], config)
         if alarm is None:
             return [*routers, (start, set_thresholds(audits[start:], config))]
-        begin = alone[alarm - config.window]
-        routers.append((start, set_thresholds(audits[start:begin], config)))
-        start = begin
+        window_start = ai_only[alarm - config.window]
+        routers.append((start, set_thresholds(audits[start:window_start], config)))
+        start = window_start

@@ -30,8 +30,8 @@ def arithmetic(rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def _reference_number(rollout: Rollout) -> Fraction:
-    known = rollout.prompt.metadata
-    reference = known.get("reference", known.get("answer"))
+    metadata = rollout.prompt.metadata
+    reference = metadata.get("reference", metadata.get("answer"))
     number = None if reference is None else final_number(str(reference))
     if number is None:
         raise ScoringError(
@@ -53,34 +53,36 @@ def instructions(rollouts: Sequence[Rollout]) -> list[float]:
     Raises:
         ScoringError: a prompt has no instructions, or an unknown one.
     """
-    return [_followed(r) for r in rollouts]
+    return [_followed_share(r) for r in rollouts]
 
 
-def _followed(rollout: Rollout) -> float:
-    known = rollout.prompt.metadata
-    names, settings = known.get("instruction_id_list"), known.get("kwargs")
+def _followed_share(rollout: Rollout) -> float:
+    metadata = rollout.prompt.metadata
+    names, settings = metadata.get("instruction_id_list"), metadata.get("kwargs")
     if not is_list(names) or not is_list(settings) or not names or len(names) != len(settings):
         raise ScoringError(
             f"prompt {rollout.prompt.id} has no instructions to check: metadata needs instruction_id_list and kwargs, "
-            f"two lists of equal length, and has {sorted(known)}"
+            f"two lists of equal length, and has {sorted(metadata)}"
         )
-    right = 0
+    followed = 0
     arguments: dict[str, Any] | None
     for name, arguments in zip(names, settings, strict=True):
         if name not in INSTRUCTIONS:
             raise ScoringError(
                 f"prompt {rollout.prompt.id}: instruction {name!r} is not known; known: {', '.join(INSTRUCTIONS)}"
             )
-        wanted = {k: v for k, v in (arguments or {}).items() if v is not None}
+        given_arguments = {k: v for k, v in (arguments or {}).items() if v is not None}
         try:
-            right += bool(rollout.text.strip()) and INSTRUCTIONS[name](rollout.text, **wanted)
+            followed += bool(rollout.text.strip()) and INSTRUCTIONS[name](rollout.text, **given_arguments)
         except (TypeError, KeyError) as error:
-            raise ScoringError(f"prompt {rollout.prompt.id}: instruction {name!r} with {wanted}: {error}") from error
-    return right / len(names)
+            raise ScoringError(
+                f"prompt {rollout.prompt.id}: instruction {name!r} with {given_arguments}: {error}"
+            ) from error
+    return followed / len(names)
 
 
-def _compare(count: int, relation: str | None, wanted: int) -> bool:
-    return count < wanted if relation == "less than" else count >= wanted
+def _compare(count: int, relation: str | None, limit: int) -> bool:
+    return count < limit if relation == "less than" else count >= limit
 
 
 def _words(text: str) -> list[str]:
@@ -91,8 +93,8 @@ def _sentences(text: str) -> int:
     return len([s for s in re.split(r"(?<=[.!?])[\"')\]]*\s+|\n{2,}", text.strip()) if s.strip()])
 
 
-def _paragraphs(text: str, mark: str) -> list[str]:
-    return [p for p in re.split(mark, text) if p.strip()]
+def _paragraphs(text: str, separator: str) -> list[str]:
+    return [p for p in re.split(separator, text) if p.strip()]
 
 
 def _occurrences(text: str, word: str) -> int:
@@ -100,9 +102,9 @@ def _occurrences(text: str, word: str) -> int:
 
 
 def _is_json(text: str) -> bool:
-    plain = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.I).strip()
+    without_fences = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.I).strip()
     try:
-        json.loads(plain)
+        json.loads(without_fences)
     except ValueError:
         return False
     return True

@@ -78,8 +78,8 @@ def votes_on_pair(judgement: Judgement, i: int, j: int) -> list[tuple[int, float
 
 def settled(judgements: Sequence[Judgement]) -> list[Judgement]:
     """The judgements that count for training: an adjudication replaces all others of its item and criterion."""
-    decided = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
-    return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in decided]
+    adjudicated = {(j.item, j.criterion) for j in judgements if j.adjudication and j.ranks is not None}
+    return [j for j in judgements if j.adjudication or (j.item, j.criterion) not in adjudicated]
 
 
 def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
@@ -88,11 +88,11 @@ def require_criterion(judgements: Sequence[Judgement], criterion: str) -> None:
     Raises:
         ConfigError: nothing was ranked by this criterion; the message lists the others.
     """
-    known = sorted({j.criterion for j in judgements if j.ranks is not None})
-    if known and criterion not in known:
+    criteria = sorted({j.criterion for j in judgements if j.ranks is not None})
+    if criteria and criterion not in criteria:
         raise ConfigError(
             f"criterion {criterion!r}: none of {len(judgements)} judgements is about it; "
-            f"choose one of {', '.join(known)}"
+            f"choose one of {', '.join(criteria)}"
         )
 
 
@@ -109,7 +109,7 @@ def usable_judgements(
         Usable judgements by item id, in the order given; and the number of refused judgements by reason. Together they
         are all of ``judgements``.
     """
-    answers = {item.id: len(item.completions) for item in items}
+    answer_counts = {item.id: len(item.completions) for item in items}
     usable: dict[str, list[Judgement]] = {}
     refused: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
@@ -117,11 +117,11 @@ def usable_judgements(
         key = (judgement.item, judgement.annotator)
         if judgement.criterion != criterion and not (judgement.ranks is None and judgement.criterion == "overall"):
             refused[f"criterion is not {criterion!r}"] += 1
-        elif judgement.item not in answers:
+        elif judgement.item not in answer_counts:
             refused["unknown item id"] += 1
         elif judgement.ranks is None:
             refused[f"not ranked: {judgement.verdict}"] += 1
-        elif len(judgement.ranks) != answers[judgement.item]:
+        elif len(judgement.ranks) != answer_counts[judgement.item]:
             refused["wrong number of answers"] += 1
         elif key in seen:
             refused["annotator had ranked the item before"] += 1
@@ -140,9 +140,9 @@ def counting_judgements(
         ConfigError: all judgements were made by other criteria.
     """
     require_criterion(judgements, criterion)
-    kept = settled(judgements)
-    usable, refused = usable_judgements(items, kept, criterion)
-    refused["settled by an adjudicator"] += len(judgements) - len(kept)
+    settled_judgements = settled(judgements)
+    usable, refused = usable_judgements(items, settled_judgements, criterion)
+    refused["settled by an adjudicator"] += len(judgements) - len(settled_judgements)
     return usable, refused
 
 
@@ -171,7 +171,7 @@ def leave_one_out(votes: Mapping[str, int]) -> dict[str, float]:
     >>> leave_one_out({"a": 1, "b": 1, "c": -1, "d": 0})
     {'a': 0.5, 'b': 0.5, 'c': 0.0}
     """
-    total = sum(votes.values())
+    net = sum(votes.values())
     if len(votes) < 2:
         return {}
-    return {a: 0.5 if total == v else float((total - v) * v > 0) for a, v in votes.items() if v}
+    return {a: 0.5 if net == v else float((net - v) * v > 0) for a, v in votes.items() if v}

@@ -52,9 +52,9 @@ def ramp(value: float, start: float, end: float) -> float:
 def repetition(tokens: Sequence[str], content: Sequence[str]) -> float:
     """From 0 to 1: how far repeated word pairs or repeated content words exceed what prose has."""
     pairs = list(pairwise(tokens))
-    return max(ramp(_repeated(pairs), 0.1, 0.4), ramp(_repeated(content), 0.4, 0.8))
+    return max(ramp(_repeated_share(pairs), 0.1, 0.4), ramp(_repeated_share(content), 0.4, 0.8))
 
 
-def _repeated(tokens: Sequence[Any]) -> float:
+def _repeated_share(tokens: Sequence[Any]) -> float:
     """Share of tokens that repeat an earlier one."""
     return 1 - len(set(tokens)) / len(tokens) if tokens else 0.0
