@@ -30,7 +30,7 @@ from trimtab.pipeline.vote_files import (
 from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, write_records
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
-from trimtab.storage.chat import TO_A_PERSON, record_round
+from trimtab.storage.chat import UNJUSTIFIED_REFUSAL, record_round
 from trimtab.storage.labels import open_store
 from trimtab.storage.snapshot import (
     Snapshot,
@@ -131,7 +131,7 @@ def of_snapshot(snapshot: Snapshot) -> Collected:
     collected = Collected(items=items, judgements=[])
     for s in submissions:
         task = tasks[s.task]
-        if s.verdict == "flag" and s.reason == TO_A_PERSON and s.task not in retired:
+        if s.verdict == "flag" and s.reason == UNJUSTIFIED_REFUSAL and s.task not in retired:
             collected.refusals.append(
                 WrongRefusal(
                     vote=s.id,
