@@ -141,19 +141,19 @@ class Service:
             ApiError: it is too long, or the model's template does not take it.
         """
         context = model.backbone.chat.context
-        what = "conversation" if param == "messages" else "text"
-        too_long = f"the {what} is longer than the context of {context} tokens; shorten it"
+        subject = "conversation" if param == "messages" else "text"
+        too_long = f"the {subject} is longer than the context of {context} tokens; shorten it"
         if sum(len(turn.content) for turn in turns) > context * self._spelling[model.name].longest:
             raise ApiError(400, too_long, param=param, code="context_length_exceeded")  # without encoding it
         try:
             with self._encoding:
                 return model.backbone.chat.prompt(turns)
         except TrimtabError as error:
-            made = of_trimtab(error)
-            made.param = param
+            api_error = of_trimtab(error)
+            api_error.param = param
             if isinstance(error, TooLongError):
-                made.message = too_long
-            raise made from None
+                api_error.message = too_long
+            raise api_error from None
 
     def reply(self, model: Served, *, logprobs: bool = False, include_usage: bool = False) -> Reply:
         """A builder of one answer's body."""
@@ -327,10 +327,10 @@ class _Exchange:
             return EventStream(self._blocked_events(text), lambda: None)
         choices: list[tuple[str, Sequence[TokenLogprobs], FinishReason]] = [(text, (), "content_filter")]
         counts = usage(self.prompt_tokens, 0)
-        whole = self.reply.whole(
+        body = self.reply.whole(
             choices * self.body.answers, counts, refusal=text, moderation=self._moderation([self.verdict])
         )
-        return JSONResponse(whole)
+        return JSONResponse(body)
 
     async def _blocked_events(self, text: str) -> AsyncGenerator[bytes]:
         assert self.verdict is not None
@@ -346,8 +346,8 @@ class _Exchange:
         for index in range(self.body.answers):
             yield event(self.reply.first_chunk(index))
         try:
-            while news := await job.next():
-                yield b"".join(event(chunk) for update in news for chunk in self.reply.chunks(update))
+            while updates := await job.next():
+                yield b"".join(event(chunk) for update in updates for chunk in self.reply.chunks(update))
         except ApiError as error:
             yield event(error.body)
             return
@@ -359,8 +359,8 @@ class _Exchange:
         texts = [""] * self.body.answers
         logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
         reasons: list[FinishReason] = ["stop"] * self.body.answers
-        while news := await job.next():
-            for update in news:
+        while updates := await job.next():
+            for update in updates:
                 texts[update.index] += update.text
                 logprobs[update.index] += update.logprobs
                 reasons[update.index] = update.finish_reason or reasons[update.index]

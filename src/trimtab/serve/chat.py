@@ -263,23 +263,23 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         return await unless_gone(request.receive, _answer(page, question, await page.visitor(request)))
 
     @router.post("/chat/vote")
-    async def vote(request: Request, given: Vote) -> Response:
+    async def vote(request: Request, body: Vote) -> Response:
         page.allow(request)
         person = await page.visitor(request)
         if person is None:
             raise ApiError(403, "votes are stored only for people who agreed to the terms; agree on the page first")
-        ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
+        ballot = Ballot(token=body.token, key=body.key, good=body.good, reason=body.reason, choice=body.choice)
         try:
-            new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
+            is_new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
         except ConflictError as error:
             raise ApiError(409, str(error), code="conflict") from None
         page.on_vote()
-        return JSONResponse({"stored": True, "new": new})
+        return JSONResponse({"stored": True, "new": is_new})
 
     @router.post("/chat/consent")
-    async def consent(request: Request, given: Consent) -> Response:
+    async def consent(request: Request, body: Consent) -> Response:
         page.allow(request)
-        if given.version != page.version:
+        if body.version != page.version:
             raise ApiError(409, "the terms have changed since; reload the page and read them again", code="conflict")
         if not page.consents.take():
             raise ApiError(429, "too many people agreed in the last minute; try again", retry_after=60)
@@ -288,15 +288,15 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         return cookie(JSONResponse({"code": secret}), page.visitor_cookie, secret)
 
     @router.post("/chat/withdraw")
-    async def withdraw(request: Request, given: Code) -> Response:
+    async def withdraw(request: Request, body: Code) -> Response:
         page.allow(request)
-        done = await run_in_threadpool(page.votes.withdraw, given.code)
+        withdrawal = await run_in_threadpool(page.votes.withdraw, body.code)
         answer = JSONResponse(
             {
-                "votes": done.votes,
-                "exposures": done.exposures,
-                "exports": list(done.exports),
-                "runs": list(done.runs),
+                "votes": withdrawal.votes,
+                "exposures": withdrawal.exposures,
+                "exports": list(withdrawal.exports),
+                "runs": list(withdrawal.runs),
             }
         )
         answer.delete_cookie(page.visitor_cookie, path="/chat")
@@ -408,7 +408,7 @@ class Exchange:
     async def end(self) -> dict[str, Any]:
         """Store the exposure; return the complete answers in screen order, with a ``token`` for a vote."""
         token = await run_in_threadpool(self._expose)
-        shown = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
+        rendered = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
         answers = [
             {
                 "text": self.texts[number],
@@ -416,7 +416,7 @@ class Exchange:
                 "finish_reason": self.reasons[number],
                 "blocked": self.reasons[number] == "content_filter",
             }
-            for number, html in zip(self.order, shown, strict=True)
+            for number, html in zip(self.order, rendered, strict=True)
         ]
         return {"answers": answers, "token": token}
 
@@ -456,10 +456,10 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 number = waiting.pop(task)
-                news = task.result()
-                for update in news:
+                updates = task.result()
+                for update in updates:
                     yield number, update
-                if news:
+                if updates:
                     waiting[asyncio.ensure_future(jobs[number].next())] = number
     finally:
         for task in waiting:

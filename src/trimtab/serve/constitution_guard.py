@@ -53,7 +53,7 @@ class ConstitutionGuard:
         scores, categories = {RESTRICTED: verdict.score}, {RESTRICTED: verdict.blocked}
         if verdict.rule is not None:
             scores[verdict.rule], categories[verdict.rule] = verdict.score, verdict.blocked
-        return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_told(verdict))
+        return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_refusal_text(verdict))
 
     def start_answer(self, messages: Sequence[Message], prompt_states: Tensor | None) -> "Watch":
         """Start watching an answer; the states of the prompt are not used."""
@@ -78,22 +78,25 @@ class Watch:
             tokens: the next tokens of the answer.
             states: ``[len(tokens), H]``, the states that each was drawn from; None: the guard does not judge answers.
         """
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if self._unjudged is not None:
-                self._check.step(self._unjudged, self._token_score(states, place))
+                self._check.step(self._unjudged, self._token_score(states, index))
             self._unjudged = token
         stopped = self._check.verdict
         if stopped is not None:
             return Verdict(
-                flagged=True, scores={RESTRICTED: self._score()}, categories={RESTRICTED: True}, reason=_told(stopped)
+                flagged=True,
+                scores={RESTRICTED: self._score()},
+                categories={RESTRICTED: True},
+                reason=_refusal_text(stopped),
             )
         return Verdict(flagged=False, scores={RESTRICTED: self._score()}, categories={RESTRICTED: False})
 
-    def _token_score(self, states: Tensor | None, place: int) -> float | None:
+    def _token_score(self, states: Tensor | None, index: int) -> float | None:
         """The probe's score of one state; None: no state, which is a failure if the guard judges answers."""
         if states is None or self._guard.output is None:
             return None
-        return self._guard.token_scores({self._guard.output.layer: states[None, place : place + 1]})[0]
+        return self._guard.token_scores({self._guard.output.layer: states[None, index : index + 1]})[0]
 
     def _score(self) -> float:
         """The score of the answer so far between 0 and 1; 0.5 at the threshold."""
@@ -103,7 +106,7 @@ class Watch:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, distance))))
 
 
-def _told(verdict: guards.Verdict) -> str:
+def _refusal_text(verdict: guards.Verdict) -> str:
     """The message for the person who asked; empty: the server's default sentence."""
     return f"This request was blocked. The rule: {verdict.reason}" if verdict.reason else ""
 
@@ -111,11 +114,11 @@ def _told(verdict: guards.Verdict) -> str:
 @torch.no_grad()
 def same_weights(first: Backbone, second: Backbone) -> bool:
     """Whether two models have parameters of equal names and values, compared in the less precise type of the two."""
-    parameters, others = dict(first.model.named_parameters()), dict(second.model.named_parameters())
-    if parameters.keys() != others.keys():
+    parameters, other_parameters = dict(first.model.named_parameters()), dict(second.model.named_parameters())
+    if parameters.keys() != other_parameters.keys():
         return False
     for name, parameter in parameters.items():
-        pair = parameter.detach().cpu(), others[name].detach().cpu()
+        pair = parameter.detach().cpu(), other_parameters[name].detach().cpu()
         dtype = max((tensor.dtype for tensor in pair), key=lambda t: torch.finfo(t).eps)
         if not torch.equal(pair[0].to(dtype), pair[1].to(dtype)):
             return False

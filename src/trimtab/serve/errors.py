@@ -123,7 +123,7 @@ async def handle(request: Request, error: Exception) -> Response:
     if isinstance(error, TrimtabError):
         return of_trimtab(error).response()
     if isinstance(error, HTTPException):
-        return _of_framework(request, error).response()
+        return _of_http(request, error).response()
     if isinstance(error, ApiError):
         return error.response()
     return ApiError(500, "the server failed; its log says why").response()
@@ -135,12 +135,12 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _of_framework(request: Request, error: HTTPException) -> ApiError:
-    where = f"{request.method} {request.url.path[:200]}"
+def _of_http(request: Request, error: HTTPException) -> ApiError:
+    route = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
         return ApiError(
-            404, f"Unknown request URL: {where}; this server has POST /v1/chat/completions", code="unknown_url"
+            404, f"Unknown request URL: {route}; this server has POST /v1/chat/completions", code="unknown_url"
         )
     if error.status_code == 405:
-        return ApiError(405, f"{where}: this method is not allowed here", code="method_not_allowed")
+        return ApiError(405, f"{route}: this method is not allowed here", code="method_not_allowed")
     return ApiError(error.status_code, "the body cannot be read as JSON in UTF-8")

@@ -77,12 +77,12 @@ class Reply:
             refusal: replaces the answers if the conversation was blocked.
             moderation: the guard's verdicts, if requested.
         """
-        made = []
+        choice_bodies = []
         for index, (text, logprobs, reason) in enumerate(choices):
             message = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
             entries = self._logprobs(logprobs)
-            made.append({"index": index, "message": message, "logprobs": entries, "finish_reason": reason})
-        body = self._head("chat.completion") | {"choices": made, "usage": usage}
+            choice_bodies.append({"index": index, "message": message, "logprobs": entries, "finish_reason": reason})
+        body = self._head("chat.completion") | {"choices": choice_bodies, "usage": usage}
         return body if moderation is None else body | {"moderation": moderation}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -139,11 +139,11 @@ def moderation_result(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def moderation(guard: Guard, given: Verdict, answers: Sequence[Verdict]) -> dict[str, Any]:
+def moderation(guard: Guard, conversation: Verdict, answers: Sequence[Verdict]) -> dict[str, Any]:
     """The verdicts on a conversation and on its answers, as the field ``moderation`` of an answer."""
 
     def results(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        made = [moderation_result(v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
-        return {"type": "moderation_results", "model": guard.version, "results": made}
+        entries = [moderation_result(v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
+        return {"type": "moderation_results", "model": guard.version, "results": entries}
 
-    return {"input": results([given]), "output": results(answers)}
+    return {"input": results([conversation]), "output": results(answers)}

@@ -188,8 +188,8 @@ class ChatRequest(_Part):
         """
         turns = tuple(message.message for message in self.messages)
         if turns[-1].role == "assistant":
-            where = f"messages[{len(turns) - 1}]"
-            raise ApiError(400, f"{where}: the last turn is the assistant's; end with the user's", param=where)
+            param = f"messages[{len(turns) - 1}]"
+            raise ApiError(400, f"{param}: the last turn is the assistant's; end with the user's", param=param)
         return turns
 
     def settings(self, prompt_tokens: int, context: int, default: int) -> AnswerSettings:
