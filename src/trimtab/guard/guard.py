@@ -343,7 +343,7 @@ class AnswerCheck:
         self._smoothed = None if guard.output is None else Smoothed(guard.output.smoothing)
         self._count = 0
         self.verdict: Verdict | None = None
-        """Why the answer was stopped; None: it was not."""
+        """The verdict that stopped the answer; None: the answer was not stopped."""
         self.score: float | None = None
         """Smoothed log-odds of the answer so far."""
 

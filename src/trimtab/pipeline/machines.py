@@ -53,7 +53,7 @@ class Machine:
     """Number of devices. Each is a rank and holds the whole model, or with ``scale.shard`` its part of a fully trained
     one."""
     accelerator: bool = True
-    """False: a processor."""
+    """True: a GPU; False: a CPU."""
 
     @property
     def launch(self) -> float:

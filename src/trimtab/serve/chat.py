@@ -56,12 +56,12 @@ Write nothing here that identifies you or others. If you do not agree, you can c
 
 @dataclass(kw_only=True)
 class ChatPage:
-    """The page's settings."""
+    """The chat page: its settings, its service and its store of votes."""
 
     service: Service
-    """Answers the conversations."""
+    """The service that answers the conversations."""
     votes: ChatVotes
-    """Stores votes."""
+    """The store of votes."""
     key: str
     """Part of the link; anyone with it may use the page."""
     licence: str = "not published"
@@ -147,10 +147,10 @@ class _Strict(BaseModel):
 
 
 class Turn(_Strict):
-    """One turn, as the page keeps it."""
+    """One turn of a conversation, as the page sends it."""
 
     role: Literal["user", "assistant"]
-    """Who speaks. The page has no system prompt."""
+    """Author of the turn; the page has no system prompt."""
     content: Text
     """The text."""
 
@@ -161,25 +161,25 @@ class Turn(_Strict):
 
 
 class Question(_Strict):
-    """The conversation so far."""
+    """A request for an answer."""
 
     messages: list[Turn] = Field(min_length=1, max_length=512)
-    """Its last turn is the user's."""
+    """Turns of the conversation so far; the last one is the user's."""
     compare: bool = False
-    """Two models answer, in random order."""
+    """True: two models answer, in random order."""
 
 
 class Vote(_Strict):
-    """A vote on what was shown."""
+    """A vote on one answer, or a choice between two."""
 
     token: Annotated[str, Field(max_length=100)]
     """Token sent with the end of the answer."""
     key: Annotated[str, Field(pattern="^[0-9a-zA-Z-]{8,64}$")]
-    """Chosen by the page for each vote; a vote that is sent twice is stored once."""
+    """Idempotency key that the page chooses for each vote: a vote that is sent twice is stored once."""
     good: bool | None = None
-    """Verdict on a single answer."""
+    """Verdict on a single answer: True for good, False for bad."""
     reason: Annotated[str, Field(max_length=40)] = ""
-    """Why it is bad."""
+    """Why the single answer is bad; empty: no reason given."""
     choice: Choice | None = None
     """Choice between two answers."""
 
@@ -192,7 +192,7 @@ class Consent(_Strict):
 
 
 class Code(_Strict):
-    """Withdrawal."""
+    """A request to withdraw a visitor's votes."""
 
     code: Annotated[str, Field(max_length=100)]
     """The visitor's secret code."""
@@ -216,7 +216,7 @@ def belongs_to_page(path: str) -> bool:
 
 
 def page_templates() -> Environment:
-    """Renders the pages of this package, in the frame of the annotation app."""
+    """Template environment with the pages of this package and the annotation app's templates, which they extend."""
     pages = page_environment("")
     pages.loader = ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(WEB / "templates")])
     return pages
@@ -227,7 +227,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 
     Args:
         app: from :func:`trimtab.serve.app.create_app`, with :func:`belongs_to_page` as ``free``.
-        page: its settings.
+        page: the chat page.
         hosts: host names that the server accepts; None: any, behind a proxy.
         public: the address that people use, if there is a proxy.
     """
@@ -323,7 +323,7 @@ async def start(page: ChatPage, turns: Sequence[Message], models: Sequence[Serve
     """Check a conversation and queue an answer of each model; a model that occurs twice gives two answers.
 
     Raises:
-        ApiError: it cannot be answered.
+        ApiError: the conversation cannot be answered.
     """
     service = page.service
     with service.worker.reserve(len(models)):
@@ -352,7 +352,7 @@ class Exchange:
 
     page: ChatPage
     service: Service
-    """Answers the conversation, even if the page has switched to another service."""
+    """The service that answers this conversation, even if the page has switched to another service."""
     turns: Sequence[Message]
     models: Sequence[Served]
     order: list[int]
@@ -379,7 +379,7 @@ class Exchange:
         """Pieces of text with their place on the screen, until the answers are complete.
 
         Raises:
-            ApiError: one of them cannot continue.
+            ApiError: an answer cannot be completed.
         """
         async for number, update in _merged(self.jobs):
             self.texts[number] += update.text
@@ -448,7 +448,7 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
     """The updates of several jobs as they come, with the number of the job.
 
     Raises:
-        ApiError: one of them cannot continue.
+        ApiError: an answer cannot be completed.
     """
     waiting = {asyncio.ensure_future(job.next()): number for number, job in enumerate(jobs)}
     try:

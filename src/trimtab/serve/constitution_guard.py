@@ -31,11 +31,11 @@ RESTRICTED = "restricted"
 
 
 class ConstitutionGuard:
-    """A :class:`trimtab.serve.guarding.Guard` over a trained guard.
+    """Implements :class:`trimtab.serve.guarding.Guard` with a trained guard of a constitution.
 
     Args:
-        guard: checks requests and answers; its model is not shared.
-        hold_back: number of tokens of an answer held until that many later ones have been judged.
+        guard: the trained guard; its model is not shared with the server.
+        hold_back: delay of an answer in tokens: a token is sent when this many later tokens have been judged.
     """
 
     def __init__(self, guard: guards.Guard, *, hold_back: int = 16) -> None:
@@ -64,7 +64,7 @@ class Watch:
     """Judges each token of one answer when the next one arrives.
 
     Args:
-        guard: provides the probe and the threshold.
+        guard: the guard with the probe and the threshold.
     """
 
     def __init__(self, guard: guards.Guard) -> None:
@@ -133,18 +133,18 @@ def load_constitution_guard(
     on_error: Literal["closed", "open"] = "closed",
     log: Path | None = None,
 ) -> ConstitutionGuard:
-    """A guard for a server.
+    """Load a trained guard for the server.
 
     Args:
-        folder: written by ``trimtab guard train``.
+        folder: folder written by ``trimtab guard train``.
         models: the answering models. A warning is logged if the guard was trained on other weights.
         hold_back: see :class:`ConstitutionGuard`.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
-        log: file that each decision is appended to, without text; None: none.
+        log: file that each decision is appended to, without text; None: no file.
 
     Raises:
         CheckpointError: there is no guard in the folder, or it is damaged.
-        ConfigError: it judges answers by states of a model whose shape differs from an answering model's.
+        ConfigError: the guard judges answers by hidden states of a model with another shape than an answering model.
     """
     decisions = None if log is None else guards.DecisionLog(log)
     guard = open_guard(folder, on_error=on_error, log=decisions)

@@ -26,11 +26,11 @@ def same(sent: str, expected: str) -> bool:
 
 
 class Gate:
-    """ASGI middleware: deny by default.
+    """ASGI middleware that refuses requests without the key, with a large body, or while the server drains.
 
     Args:
         app: the application to protect.
-        key: what ``Authorization: Bearer …`` must say on every route but those in ``free``.
+        key: API key that ``Authorization: Bearer …`` must contain, except on paths that are ``free``.
         free: whether a path needs no key, because it has its own check or reveals nothing.
         draining: whether new requests are refused because the server is about to stop.
     """

@@ -101,13 +101,13 @@ class Job:
         return updates
 
     def put(self, update: Update) -> None:
-        """Called by the worker."""
+        """Add an update; called in the worker's thread."""
         self.unsent += len(update.text)
         self.updates.append(update)
         self._wake()
 
     def fail(self, error: ApiError) -> None:
-        """Called by the worker."""
+        """Report that the request cannot continue; called in the worker's thread."""
         self.error = error
         self._wake()
 

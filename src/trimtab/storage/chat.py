@@ -36,7 +36,7 @@ from trimtab.storage.submissions import add_submission, put_judgement
 from trimtab.storage.transaction import Transaction
 
 REASONS = ("unjustified_refusal", "untrue", "unhelpful", "harmful", "style")
-"""Why an answer is bad."""
+"""Reasons that a visitor can give for a bad answer."""
 UNJUSTIFIED_REFUSAL = "unjustified_refusal"
 """This reason is stored as a flag, for a person to decide, and is never used for training."""
 BOTH_BAD = "both_bad"

@@ -122,7 +122,7 @@ class People:
         return self.invite("owner", by=None, days=1)
 
     def invitation(self, token: str) -> Invitation:
-        """What a link is for.
+        """The invitation behind a link.
 
         Raises:
             DataError: the link is unknown, used or expired.

@@ -42,7 +42,7 @@ class Receipt:
     submission: str
     """Id of the submission."""
     version: int
-    """A later change of this judgement must name it."""
+    """Version of the judgement, which a later change must name."""
     state: str
     """``stored``, or ``late``: stored but not counted, because another annotator has the slot."""
     new: bool = field(default=True, compare=False)

@@ -114,7 +114,7 @@ def change_batch(request: Request, person: Owner, form: Fields) -> Response:
 
 @router.get("/people")
 def people_page(request: Request, person: Owner) -> Response:
-    """Everybody, and the invitations."""
+    """The page of all people and invitations."""
     return _people(request, person, link=None)
 
 

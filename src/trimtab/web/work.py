@@ -72,9 +72,9 @@ class Rules(BaseModel):
     """The guidelines as shown next to the task."""
 
     name: str | None
-    """Version; None: there are none."""
+    """Version of the guidelines; None: the project has no guidelines."""
     html: str
-    """Rendered."""
+    """The guidelines as HTML."""
 
 
 @router.get("/work", include_in_schema=False)
