@@ -25,7 +25,7 @@ from trimtab.pipeline.rounds import _is_round_finished, next_round
 from trimtab.pipeline.run import plan_rounds
 from trimtab.pipeline.talk import open_model
 from trimtab.pipeline.ui import Silent
-from trimtab.pipeline.withdraw import _beside, withdraw
+from trimtab.pipeline.withdraw import _new_folder, withdraw
 from trimtab.pipeline.withdraw import lines as withdrawal_lines
 from trimtab.records import Comparison, Judgement, Preference, Rollout, read_records
 from trimtab.storage import RunFolder
@@ -396,7 +396,7 @@ def test_a_withdrawal_that_was_stopped_continues(run: RunFolder, tmp_path: Path,
     made, changes = withdraw(run.path, gone, out, ui=Silent())
     assert not list(tmp_path.glob(".*"))
     assert made.status("preferences") is not None and changes[0].pairs_after > 0
-    assert _beside(run.path, ["A/B", "c" * 300]).name == "toy-without-A_B-" + "c" * 96
+    assert _new_folder(run.path, ["A/B", "c" * 300]).name == "toy-without-A_B-" + "c" * 96
 
 
 def test_a_round_without_its_evaluation_or_with_an_old_one_is_not_finished(run: RunFolder, tmp_path: Path):

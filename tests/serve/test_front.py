@@ -140,7 +140,7 @@ def test_a_failure_of_the_worker_fails_the_request_and_not_the_thread(monkeypatc
     live, worker = Live(service), service.worker
     try:
         with live.client() as client:
-            for part in ("_pass_on", "_add", "_gauge"):
+            for part in ("_pass_on", "_add", "_set_gauges"):
                 with monkeypatch.context() as patched:
                     patched.setattr(worker, part, lambda *given: 1 / 0)
                     assert client.post("/v1/chat/completions", json=body(max_tokens=3)).status_code == 500, part

@@ -29,7 +29,7 @@ PASS = 2048
 """Most padded tokens in one forward pass, unless a single row is longer."""
 
 
-class _Enough(Exception):
+class _HighestLayerReached(Exception):
     """Ends a forward pass after the highest layer that is read."""
 
 
@@ -48,15 +48,15 @@ def layer_states(backbone: Backbone, layers: Sequence[int], *, stop: bool = Fals
         ConfigError: the model has no such layer.
     """
     count = len(backbone.layers)
-    wrong = [n for n in layers if not 1 <= n <= count]
-    if wrong:
-        raise ConfigError(f"layer {wrong[0]} is not one of 1 to {count}; name layers that the model has")
+    out_of_range = [n for n in layers if not 1 <= n <= count]
+    if out_of_range:
+        raise ConfigError(f"layer {out_of_range[0]} is not one of 1 to {count}; name layers that the model has")
     states: dict[int, Tensor] = {}
 
-    def keep(number: int, _module: Any, _inputs: Any, out: Any) -> None:
-        states[number] = out[0] if isinstance(out, tuple) else out
+    def keep(number: int, _module: Any, _inputs: Any, output: Any) -> None:
+        states[number] = output[0] if isinstance(output, tuple) else output
         if stop and number == max(layers):
-            raise _Enough
+            raise _HighestLayerReached
 
     with ExitStack() as hooks:
         for number in layers:
@@ -88,11 +88,11 @@ def read(
             while size < len(order) and (size + 1) * len(rows[order[size]]) <= PASS:
                 size += 1
             batch, order = order[:size], order[size:]
-            with suppress(_Enough):
+            with suppress(_HighestLayerReached):
                 backbone.hidden(padded([rows[i] for i in batch]).to(backbone.device), adapter=adapter)
             stacked = torch.stack([states[n] for n in layers], dim=2).float().cpu()
-            for place, i in enumerate(batch):
-                yield i, stacked[place, : len(rows[i])]
+            for row, i in enumerate(batch):
+                yield i, stacked[row, : len(rows[i])]
 
 
 def encode(backbone: Backbone, text: str) -> list[list[int]]:

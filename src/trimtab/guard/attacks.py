@@ -76,8 +76,8 @@ def splitting(text: str, draw: Random) -> str:
     parts = []
     for word in text.split():
         if len(word) >= 4 and draw.random() < 0.7:
-            middle = draw.randint(1, len(word) - 1)
-            word = sign.join(word) if draw.random() < 0.5 else f"{word[:middle]}{sign}{word[middle:]}"
+            cut = draw.randint(1, len(word) - 1)
+            word = sign.join(word) if draw.random() < 0.5 else f"{word[:cut]}{sign}{word[cut:]}"
         parts.append(word)
     return " ".join(parts)
 

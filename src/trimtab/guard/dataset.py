@@ -148,9 +148,9 @@ def deduplicated(examples: Sequence[Example]) -> tuple[list[Example], int, int]:
     by_text: dict[tuple[str, str, str], list[Example]] = {}
     for example in examples:
         by_text.setdefault((example.kind, example.family, normalise(example.text).lower()), []).append(example)
-    left = [same[0] for same in by_text.values() if len({e.restricted for e in same}) == 1]
-    contradictory = len(by_text) - len(left)
-    return left, len(examples) - len(by_text), contradictory
+    unique = [repeats[0] for repeats in by_text.values() if len({e.restricted for e in repeats}) == 1]
+    contradictory = len(by_text) - len(unique)
+    return unique, len(examples) - len(by_text), contradictory
 
 
 def ordinary(examples: Sequence[Example]) -> list[bool]:
@@ -180,9 +180,9 @@ def split(examples: Sequence[Example], share: float, *, seed: int) -> tuple[list
         groups = by_stratum.setdefault((example.rule or "", example.kind), [])
         if example.group not in groups:
             groups.append(example.group)
-    held: set[str] = set()
+    heldout_groups: set[str] = set()
     for stratum, groups in sorted(by_stratum.items()):
         if len(groups) >= 2:
             count = min(len(groups) - 1, max(1, round(share * len(groups))))
-            held.update(Random(content_id("split", seed, *stratum)).sample(sorted(groups), count))
-    return [e for e in examples if e.group not in held], [e for e in examples if e.group in held]
+            heldout_groups.update(Random(content_id("split", seed, *stratum)).sample(sorted(groups), count))
+    return [e for e in examples if e.group not in heldout_groups], [e for e in examples if e.group in heldout_groups]

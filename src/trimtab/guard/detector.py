@@ -219,8 +219,8 @@ def fit_detector(
             for i, z in zip(rows, member.view_logits([texts[i] for i in rows]), strict=True):
                 raw[i] = z
         slope, offset = platt(np.array([z[0] for z in raw]), y)  # fitted on raw texts; other views exist for disguises
-        whole = _fit_member(name, place, texts, y)
-        members.append(Member(name=name, model=whole.model, slope=slope, offset=offset, place=place))
+        fitted = _fit_member(name, place, texts, y)
+        members.append(Member(name=name, model=fitted.model, slope=slope, offset=offset, place=place))
         held_out.append([slope * z + offset for z in raw])
     means = [np.mean([of_member[i] for of_member in held_out], axis=0) for i in range(len(texts))]
     slope, offset = platt(np.array([z.max() for z in means]), y)

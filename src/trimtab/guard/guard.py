@@ -210,21 +210,21 @@ class Guard:
             except Exception as failure:
                 if not any(j.blocked for j in judged):
                     raise
-                error = f"the second stage failed and the first one blocks: {_shown(failure)}"
+                error = f"the second stage failed and the first one blocks: {_error_text(failure)}"
         if not (all(np.isfinite(table).all() for table in tables) or any(j.blocked for j in judged)):
             raise DataError("the guard computed NaN or infinity for a request; train the guard again on this model")
-        place = max(range(len(texts)), key=lambda i: (judged[i].blocked, judged[i].score.value))
-        score, blocked = judged[place].score, judged[place].blocked
+        highest = max(range(len(texts)), key=lambda i: (judged[i].blocked, judged[i].score.value))
+        score, blocked = judged[highest].score, judged[highest].blocked
         unread = next((p.unread for p in prepared if p.unread), "")
         if unread and not blocked:
             raise DataError(unread)
         rule = None
         if blocked and self.rules is not None:
-            rule = self.rules.nearest(next(v.text for v in prepared[place].views if v.name == score.view))
+            rule = self.rules.nearest(next(v.text for v in prepared[highest].views if v.name == score.view))
         return Verdict(
             blocked=blocked,
             score=score.value,
-            threshold=judged[place].threshold,
+            threshold=judged[highest].threshold,
             rule=rule,
             reason=self.reasons.get(rule) if rule else None,
             view=score.view,
@@ -270,10 +270,10 @@ class Guard:
         odds = [self.detector.log_odds(tables[i]) for i in rows]
         with self._reading:
             scores = self.second.scores([prepared[i] for i in rows], odds, self.backbone, adapter=self.adapter)
-        for i, both in zip(rows, scores, strict=True):
-            members = {m.name: float(z) for m, z in zip(self.detector.members, tables[i][:, both.view], strict=True)}
+        for i, joint in zip(rows, scores, strict=True):
+            members = {m.name: float(z) for m, z in zip(self.detector.members, tables[i][:, joint.view], strict=True)}
             score = Score(
-                value=both.value, view=prepared[i].views[both.view].name, members=members | {"adapter": both.adapter}
+                value=joint.value, view=prepared[i].views[joint.view].name, members=members | {"adapter": joint.adapter}
             )
             result[i] = replace(judged[i], score=score, threshold=self.second.threshold)
         return result
@@ -315,7 +315,7 @@ class Guard:
             return decide()
         except Exception as error:  # whatever the error, there must be a verdict
             closed = self.on_error == "closed"
-            return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=_shown(error))
+            return Verdict(blocked=closed, score=1.0 if closed else 0.0, threshold=threshold, error=_error_text(error))
 
     def _logged(self, kind: str, verdict: Verdict, text: str) -> Verdict:
         """Log a decision; if it cannot be written, that is a failure of the guard."""
@@ -327,7 +327,7 @@ class Guard:
         return verdict
 
 
-def _shown(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
 
 
@@ -343,7 +343,7 @@ class AnswerCheck:
         self._smoothed = None if guard.output is None else Smoothed(guard.output.smoothing)
         self._count = 0
         self.verdict: Verdict | None = None
-        """Why the answer was stopped; None: it was not."""
+        """The verdict that stopped the answer; None: the answer was not stopped."""
         self.score: float | None = None
         """Smoothed log-odds of the answer so far."""
 
@@ -355,11 +355,11 @@ class AnswerCheck:
             score: the token's score from :meth:`Guard.token_scores`. None or NaN is a failure of the guard: ``closed``
                 stops the answer, ``open`` lets the token pass unjudged. A guard without an output probe ignores it.
         """
-        place, self._count = self._count, self._count + 1
+        position, self._count = self._count, self._count + 1
         output, blocked, error = self._guard.output, False, None
         if output is not None and self._smoothed is not None:
             if score is None or not np.isfinite(score):
-                blocked, error = self._guard.on_error == "closed", f"token {place} came with the score {score}"
+                blocked, error = self._guard.on_error == "closed", f"token {position} came with the score {score}"
             else:
                 self.score = self._smoothed.step(score)
                 blocked = self.score > output.threshold
@@ -368,7 +368,7 @@ class AnswerCheck:
             assert output is not None
             score = self.score or 0.0
             self.verdict = self._write(
-                Verdict(blocked=True, score=score, threshold=output.threshold, token=place, error=error)
+                Verdict(blocked=True, score=score, threshold=output.threshold, token=position, error=error)
             )
         return released
 

@@ -105,10 +105,10 @@ def adapted(backbone: Backbone, lora: Mapping[str, LowRank]) -> Iterator[None]:
         yield
 
 
-def _add(part: LowRank, _module: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    a, b = part.a.to(out.device), part.b.to(out.device)
+def _add(part: LowRank, _module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    a, b = part.a.to(output.device), part.b.to(output.device)
     update = (inputs[0].float() @ a.T) @ b.T
-    return out + (ALPHA / len(a) * update).to(out.dtype)
+    return output + (ALPHA / len(a) * update).to(output.dtype)
 
 
 def _linear(backbone: Backbone) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Inputs:
     """``[B, T]`` bool, True: a token of the text; neither padding nor the token before it."""
 
 
-class _Reached(Exception):
+class _LastLayerReached(Exception):
     """Ends a forward pass before the last layer."""
 
 
@@ -157,7 +157,7 @@ def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None
 
     def catch(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))
-        raise _Reached
+        raise _LastLayerReached
 
     result = []
     with backbone.layers[len(backbone.layers) - 1].register_forward_pre_hook(catch, with_kwargs=True):
@@ -165,9 +165,9 @@ def last_inputs(backbone: Backbone, texts: Sequence[str], *, adapter: str | None
             batch = order[start : start + BATCH]
             tokens = padded([rows[i] for i in batch])
             counts = torch.zeros_like(tokens, dtype=torch.bool)
-            for place, i in enumerate(batch):
-                counts[place, min(1, len(rows[i]) - 1) : len(rows[i])] = True
-            with suppress(_Reached):
+            for row, i in enumerate(batch):
+                counts[row, min(1, len(rows[i]) - 1) : len(rows[i])] = True
+            with suppress(_LastLayerReached):
                 backbone.hidden(tokens.to(backbone.device), adapter=adapter)
             result.append(Inputs(batch, *calls[-1], counts.to(backbone.device)))
     return result
@@ -183,8 +183,8 @@ def last_states(backbone: Backbone, inputs: Inputs, *, adapter: str | None = Non
     """
     backbone.activate(adapter)
     with backbone.autocast():
-        out = backbone.layers[len(backbone.layers) - 1](*inputs.args, **inputs.kwargs)
-    states = (out[0] if isinstance(out, tuple) else out).float() * inputs.counts[..., None]
+        output = backbone.layers[len(backbone.layers) - 1](*inputs.args, **inputs.kwargs)
+    states = (output[0] if isinstance(output, tuple) else output).float() * inputs.counts[..., None]
     return states.sum(dim=1) / inputs.counts.sum(dim=1, keepdim=True)
 
 
@@ -229,8 +229,8 @@ def fit_last_layer(
         seed: seed of A and of the order of the steps.
     """
     draw = torch.Generator().manual_seed(seed)
-    lora = _fresh(backbone, names, draw)
-    head, bias, mean, scale = _first_head(backbone, inputs, labels, use, adapter)
+    lora = _initial_lora(backbone, names, draw)
+    head, bias, mean, scale = _initial_head(backbone, inputs, labels, use, adapter)
     weights = [t.requires_grad_(True) for part in lora.values() for t in (part.a, part.b)] + [head, bias]
     y = torch.tensor(labels, dtype=torch.float32, device=backbone.device)
     used = torch.tensor(use, device=backbone.device)
@@ -242,9 +242,9 @@ def fit_last_layer(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     with adapted(backbone, lora), torch.enable_grad():
         for _ in range(epochs):
-            for place in torch.randperm(len(batches), generator=draw).tolist():
-                rows = batches[place].rows
-                z = ((last_states(backbone, batches[place], adapter=adapter) - mean) / scale) @ head + bias
+            for index in torch.randperm(len(batches), generator=draw).tolist():
+                rows = batches[index].rows
+                z = ((last_states(backbone, batches[index], adapter=adapter) - mean) / scale) @ head + bias
                 loss = functional.binary_cross_entropy_with_logits(z, y[rows], weight=weight[rows], reduction="sum")
                 optimizer.zero_grad()
                 (loss / used[rows].sum()).backward()
@@ -270,17 +270,17 @@ def states_of(
     return result
 
 
-def _fresh(backbone: Backbone, names: Sequence[str], draw: torch.Generator) -> dict[str, LowRank]:
+def _initial_lora(backbone: Backbone, names: Sequence[str], draw: torch.Generator) -> dict[str, LowRank]:
     """Initial matrices of each linear layer: A is drawn as in ``nn.Linear``, B is zero."""
     modules, lora = _linear(backbone), {}
     for name in names:
-        out, width = _shape(modules[name])
-        a = (2 * torch.rand(RANK, width, generator=draw) - 1) / width**0.5
-        lora[name] = LowRank(a.to(backbone.device), torch.zeros(out, RANK, device=backbone.device))
+        rows, columns = _shape(modules[name])
+        a = (2 * torch.rand(RANK, columns, generator=draw) - 1) / columns**0.5
+        lora[name] = LowRank(a.to(backbone.device), torch.zeros(rows, RANK, device=backbone.device))
     return lora
 
 
-def _first_head(
+def _initial_head(
     backbone: Backbone, inputs: Sequence[Inputs], labels: np.ndarray, use: np.ndarray, adapter: str | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Head and bias of a linear probe on standardised states, and their mean and scale."""
@@ -288,5 +288,5 @@ def _first_head(
     mean, scale = states.mean(axis=0), states.std(axis=0) + 1e-6
     probe = Probe.fit(states, labels[use])
     values = (probe.weights * scale, np.float32(probe.bias + probe.weights @ mean), mean, scale)
-    head, bias, middle, spread = (torch.tensor(v, dtype=torch.float32, device=backbone.device) for v in values)
-    return head.requires_grad_(True), bias.requires_grad_(True), middle, spread
+    head, bias, means, scales = (torch.tensor(v, dtype=torch.float32, device=backbone.device) for v in values)
+    return head.requires_grad_(True), bias.requires_grad_(True), means, scales

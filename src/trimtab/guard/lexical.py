@@ -8,17 +8,17 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-MOST = 40_000
+MAX_NGRAMS = 40_000
 """Maximum number of n-grams of each kind."""
 
 
 def _vectorizers(words: Any = None, characters: Any = None) -> tuple[TfidfVectorizer, TfidfVectorizer]:
     shared: dict[str, Any] = {"lowercase": True, "sublinear_tf": True, "dtype": np.float32}
     return (
-        TfidfVectorizer(ngram_range=(1, 2), vocabulary=words, max_features=None if words else MOST, **shared),
+        TfidfVectorizer(ngram_range=(1, 2), vocabulary=words, max_features=None if words else MAX_NGRAMS, **shared),
         TfidfVectorizer(
-            analyzer="char_wb", ngram_range=(2, 5), vocabulary=characters, max_features=None if characters else MOST,
-            **shared,
+            analyzer="char_wb", ngram_range=(2, 5), vocabulary=characters,
+            max_features=None if characters else MAX_NGRAMS, **shared,
         ),
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ _FILLERS = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
 _WORD = re.compile(r"[^\W\d_]+")
 _SPELLED = re.compile(r"(?<!\w)\w(?:([ .\-_*|/+])\w(?:\1\w)+)(?!\w)")
 """Single letters with one sign between them: ``w-o-r-d``, ``w o r d``; at least three."""
-_INNER = re.compile(r"(?<=[^\W\d_])[\-_*|]++(?=[^\W\d_])")
+_INNER_SEPARATOR = re.compile(r"(?<=[^\W\d_])[\-_*|]++(?=[^\W\d_])")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_\-])[A-Za-z0-9+/_\-]{12,}+={0,2}")
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[\s,:]*){6,}(?![0-9A-Za-z])")
 _URL = re.compile(r"[\w.\-~+%]++")
@@ -56,7 +56,7 @@ _SENTENCE = re.compile(r"[^.!?:\n\"]+")
 _ROT13 = str.maketrans(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
 )
-_COMMON = frozenset(
+_COMMON_WORDS = frozenset(
     "the be to of and a in that have i it for not on with he as you do at this but his by from they we say "
     "her she or an will my one all would there their what so up out if about who get which go me when make "
     "can like time no just him know take into your good some could them see other than then now look only "
@@ -88,16 +88,16 @@ def normalise(text: str) -> str:
     """
     previous = None
     while text != previous:  # joining may uncover another disguise; each step shortens or maps to fixed letters
-        previous, text = text, _once(text)
+        previous, text = text, _normalise_once(text)
     return text
 
 
-def _once(text: str) -> str:
+def _normalise_once(text: str) -> str:
     text = unicodedata.normalize("NFKC", _stream_safe(text))
     text = "".join(c for c in text if not _ignorable(c))
     text = _WORD.sub(lambda match: _latin(match[0]), _without_accents(text))
     text = _SPELLED.sub(lambda match: match[0].replace(match[1], ""), text)
-    text = _INNER.sub("", text)
+    text = _INNER_SEPARATOR.sub("", text)
     return " ".join(text.split())
 
 
@@ -169,7 +169,7 @@ def readings(text: str) -> tuple[list[View], str]:
             seen.add(reading)
             result.append(View(name, reading))
 
-    add("normalised", _plainer(text))
+    add("normalised", _if_changed(text))
     sources, opened = [view.text for view in result], set(seen)
     for level in range(LEVELS + 1):
         payloads = _payloads(sources, opened)
@@ -180,7 +180,7 @@ def readings(text: str) -> tuple[list[View], str]:
         for name, parts in payloads.items():
             joined = "\n".join(parts)
             add(name, joined)
-            add(name, _plainer(joined))
+            add(name, _if_changed(joined))
         sources = [view.text for view in result[first:]]
     return result, unread
 
@@ -196,10 +196,10 @@ def _payloads(sources: Sequence[str], opened: set[str]) -> dict[str, list[str]]:
     return result
 
 
-def _plainer(text: str) -> str:
+def _if_changed(text: str) -> str:
     """The normalised text; empty if only white space would change."""
-    plain = normalise(text)
-    return "" if plain == " ".join(text.split()) else plain
+    normalised = normalise(text)
+    return "" if normalised == " ".join(text.split()) else normalised
 
 
 def _decoded(text: str) -> Iterator[tuple[str, str]]:
@@ -219,16 +219,16 @@ def _decoded(text: str) -> Iterator[tuple[str, str]]:
         payload = _printable(unquote(match[0].replace("+", " "), errors="ignore").encode())
         if payload:
             yield "percent", payload
-    turned = " ".join(
+    rotated = " ".join(
         segment.translate(_ROT13)
         for segment in _SENTENCE.findall(text)
         if _english(segment.translate(_ROT13)) > _english(segment)
     )
-    if turned:
-        yield "rot13", turned
-    hidden = _hidden(text)
-    if hidden:
-        yield "hidden", hidden
+    if rotated:
+        yield "rot13", rotated
+    hidden_text = _hidden_text(text)
+    if hidden_text:
+        yield "hidden", hidden_text
 
 
 def _bytes(decode: Callable[[], bytes]) -> bytes:
@@ -244,18 +244,18 @@ def _printable(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError:
         return ""
-    plain = sum(c.isprintable() or c in "\n\t" for c in text)
+    printable = sum(c.isprintable() or c in "\n\t" for c in text)
     words = sum(c.isalpha() or c.isspace() for c in text)
-    return text if len(text) >= 4 and plain >= 0.95 * len(text) and words >= 0.6 * len(text) else ""
+    return text if len(text) >= 4 and printable >= 0.95 * len(text) and words >= 0.6 * len(text) else ""
 
 
 def _english(segment: str) -> float:
     """Share of the words that are among the most common English ones; 0 for fewer than three words."""
     words = _WORD.findall(segment.lower())
-    return sum(w in _COMMON for w in words) / len(words) if len(words) >= 3 else 0.0
+    return sum(w in _COMMON_WORDS for w in words) / len(words) if len(words) >= 3 else 0.0
 
 
-def _hidden(text: str) -> str:
+def _hidden_text(text: str) -> str:
     """Text in tag characters (a hidden copy of ASCII) or variation selectors (one byte each); empty: there is none."""
     tags = "".join(chr(ord(c) - 0xE0000) for c in text if 0xE0020 <= ord(c) <= 0xE007E)
     selectors = bytes(

@@ -107,17 +107,17 @@ def fit_output(
         )
     y = np.concatenate([_labels(a) for a in answers])
     owner = np.concatenate([np.full(len(a.states), i) for i, a in enumerate(answers)])
-    held = [np.zeros(len(y)) for _ in layers]
+    held_out = [np.zeros(len(y)) for _ in layers]
     layer_scores = []
     for n in range(len(layers)):
         h = np.concatenate([a.states[:, n] for a in answers]).astype(np.float32)
         for f in sorted(set(fold.tolist())):
             train = fold[owner] != f
-            held[n][~train] = Probe.fit(h[train], y[train]).logits(h[~train])
-        layer_scores.append(auroc(held[n].tolist(), y.tolist()))
+            held_out[n][~train] = Probe.fit(h[train], y[train]).logits(h[~train])
+        layer_scores.append(auroc(held_out[n].tolist(), y.tolist()))
     best = int(np.argmax(layer_scores))
-    slope, offset = platt(held[best], y)
-    scores = [(slope * held[best][owner == i] + offset).tolist() for i in range(len(answers))]
+    slope, offset = platt(held_out[best], y)
+    scores = [(slope * held_out[best][owner == i] + offset).tolist() for i in range(len(answers))]
     delays: dict[str, float] = {}
     thresholds: dict[str, tuple[Smoothing, float]] = {}
     for smoothing in candidates:
@@ -128,8 +128,8 @@ def fit_output(
         delays[name], thresholds[name] = float(np.mean(waits)), (smoothing, limit)
     smoothing, limit = thresholds[min(delays, key=lambda name: delays[name])]
     h = np.concatenate([a.states[:, best] for a in answers]).astype(np.float32)
-    whole = Probe.fit(h, y)
-    probe = Probe((slope * whole.weights).astype(np.float32), slope * whole.bias + offset)
+    fitted_on_all = Probe.fit(h, y)
+    probe = Probe((slope * fitted_on_all.weights).astype(np.float32), slope * fitted_on_all.bias + offset)
     fitted = OutputProbe(layer=layers[best], probe=probe, smoothing=smoothing, threshold=limit)
     return FittedOutput(probe=fitted, layer_scores=layer_scores, delays=delays)
 

@@ -67,13 +67,13 @@ def basis(result: GuardResult) -> str:
     """Which texts the numbers are about, and what the intervals count."""
     plain = result.requests.families["plain"]
     if result.data:
-        about = "The texts come from the named files; trimtab does not know whether training saw their subjects."
+        origin = "The texts come from the named files; trimtab does not know whether training saw their subjects."
     else:
-        about = "All figures are about texts whose subjects training did not see."
+        origin = "All figures are about texts whose subjects training did not see."
     unread = result.requests.unread
     restricted, harmless = plain.blocked, plain.refused
     return (
-        f"{about} There are {restricted.n} restricted requests about {restricted.groups} subjects and "
+        f"{origin} There are {restricted.n} restricted requests about {restricted.groups} subjects and "
         f"{harmless.n} harmless ones about {harmless.groups}; 95 % intervals of requests count "
         "subjects, not wordings, and are rough where subjects are few."
         + (f" Of {unread} texts only a part was read." if unread else "")
@@ -92,14 +92,14 @@ def weaker(families: Mapping[str, Family]) -> str:
     '1 of 2 held-out attack families are blocked within 10 points of plain text. Further below it: role play (by 40).'
     """
     held_out = [row.below_plain for row in families.values() if row.held_out]
-    within = sum(below <= WEAKER for below in held_out)
+    close = sum(below <= WEAKER for below in held_out)
     lost = {name: row.below_plain for name, row in families.items() if row.below_plain > WEAKER}
     points = f"{100 * WEAKER:.0f} points"
     text = ""
     if held_out:
-        text = f"{within} of {len(held_out)} held-out attack families are blocked within {points} of plain text."
+        text = f"{close} of {len(held_out)} held-out attack families are blocked within {points} of plain text."
     if lost:
-        named = ", ".join(f"{name} (by {100 * by:.0f})" for name, by in sorted(lost.items(), key=lambda row: -row[1]))
+        named = ", ".join(f"{name} (by {100 * gap:.0f})" for name, gap in sorted(lost.items(), key=lambda row: -row[1]))
         text += f" Further below it: {named}." if held_out else f"More than {points} below plain text: {named}."
     return text
 

@@ -109,9 +109,9 @@ class OnsetTable(Record):
     """Delay, leakage and false alarms on answers with a known onset."""
 
     planted: int
-    """Answers that turn restricted."""
+    """Number of answers with restricted text from a known token on."""
     harmless: int
-    """Answers that do not."""
+    """Number of answers without restricted text."""
     delay: int | float | None
     """Median tokens from onset to alarm, among planted answers with an alarm; None: no answer has one."""
     early: Share
@@ -135,7 +135,7 @@ class NotMeasured(Record):
     """Answers were not measured."""
 
     reason: str
-    """The reason."""
+    """Why the answers were not measured."""
 
 
 class Cost(Record):
@@ -159,17 +159,17 @@ class SecondResult(Record):
     """The second stage and its training."""
 
     band: Band
-    """The scores of texts that it reads."""
+    """First-stage scores of the texts that the second stage reads."""
     escalate: float
-    """Largest share of ordinary requests that it may read."""
+    """Largest share of ordinary requests that the second stage may read."""
     threshold: float
     """An escalated text with a higher score is blocked."""
     training: SecondTraining
-    """Its figures on training texts."""
+    """Figures of the second stage on training texts."""
 
 
 class GuardResult(Record):
-    """The whole file."""
+    """The contents of a guard's file of results."""
 
     version: str
     """Version of the guard."""

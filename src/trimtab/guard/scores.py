@@ -49,10 +49,10 @@ def threshold_for(
     """
     allowed = int(budget * len(benign) + 1e-9)
     if allowed < 1:
-        about = "" if subjects is None else f" about {subjects} subjects (every wording of a subject counts)"
+        subject_text = "" if subjects is None else f" about {subjects} subjects (every wording of a subject counts)"
         raise DataError(
             f"a budget of {budget:.2%} needs {round(1 / budget)} harmless texts or more and there are {len(benign)}"
-            f"{about}; "
+            f"{subject_text}; "
             f"{remedy}, or raise the budget (--budget)"
         )
     return sorted(map(float, benign), reverse=True)[allowed]
@@ -110,8 +110,8 @@ def folds_of(groups: Sequence[Hashable], folds: int, seed: int = 0) -> np.ndarra
     for group in groups:
         sizes[group] += 1
     load = [0] * folds
-    place: dict[Hashable, int] = {}
+    fold_of: dict[Hashable, int] = {}
     for name in sorted((names[i] for i in order), key=lambda n: -sizes[n]):
-        place[name] = load.index(min(load))
-        load[place[name]] += sizes[name]
-    return np.array([place[group] for group in groups])
+        fold_of[name] = load.index(min(load))
+        load[fold_of[name]] += sizes[name]
+    return np.array([fold_of[group] for group in groups])

@@ -27,7 +27,7 @@ from trimtab.models import Backbone
 FOLDS = 3
 """Folds of the cross-fitting; each trains an adapter."""
 
-EVEN = 0.5
+EVEN_ODDS = 0.5
 """Threshold if the budget would allow every escalated harmless text to be blocked."""
 
 
@@ -92,7 +92,7 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
         budget: largest share of the N texts that may be blocked.
 
     Returns:
-        the threshold; :data:`EVEN` if no more harmless texts are escalated than may be blocked. If the first stage
+        the threshold; :data:`EVEN_ODDS` if no more harmless texts are escalated than may be blocked. If the first stage
         alone blocks more than the budget, the highest score, so that the second stage blocks no more harmless texts.
 
     >>> band = Band(low=0.3, high=0.8, share=0.0, counted=0, on="harmless")
@@ -103,7 +103,7 @@ def second_threshold(first: np.ndarray, second: np.ndarray, band: Band, threshol
     escalated = (first > band.low) & (first <= band.high)
     allowed = max(0, int(budget * len(first) + 1e-9) - int((~escalated & (first > threshold)).sum()))
     highest = sorted(second[escalated].tolist(), reverse=True)
-    return highest[allowed] if allowed < len(highest) else EVEN
+    return highest[allowed] if allowed < len(highest) else EVEN_ODDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,15 +265,15 @@ def fit_second(
         second[i] = sigmoid(float(calibration.both(odds[i], logits).max()))
     limit = first.detector.threshold
     threshold = second_threshold(first.out_of_fold[y == 0], second[y == 0], band, limit, budget)
-    alone = first.out_of_fold > limit
-    blocked = np.where(np.isin(np.arange(len(y)), escalated), second > threshold, alone)
-    whole = fit_last_layer(backbone, inputs, y, np.ones(len(y), bool), names, adapter=adapter, seed=seed)
-    stage = SecondStage(model=whole, calibration=calibration, band=band, threshold=threshold)
+    blocked_alone = first.out_of_fold > limit
+    blocked = np.where(np.isin(np.arange(len(y)), escalated), second > threshold, blocked_alone)
+    model = fit_last_layer(backbone, inputs, y, np.ones(len(y), bool), names, adapter=adapter, seed=seed)
+    stage = SecondStage(model=model, calibration=calibration, band=band, threshold=threshold)
     scores = {"first stage": z1, "last layer": held_out.probe, "adapter": held_out.adapter, "both": mean}
     return FittedSecond(
         stage=stage,
         auroc={name: auroc(z.tolist(), y.tolist()) for name, z in scores.items()},
-        blocked={"first stage": float(alone[y == 1].mean()), "both": float(blocked[y == 1].mean())},
+        blocked={"first stage": float(blocked_alone[y == 1].mean()), "both": float(blocked[y == 1].mean())},
     )
 
 

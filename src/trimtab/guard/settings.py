@@ -37,7 +37,7 @@ class SecondSettings(Record):
     """The second stage for requests."""
 
     band: Band
-    """The first-stage scores of texts that it reads."""
+    """First-stage scores of the texts that the second stage reads."""
     calibration: Calibration
     """Calibration of its log-odds."""
     threshold: float
@@ -95,7 +95,7 @@ class TrainingFacts(Record):
 
 
 class GuardSettings(Record):
-    """The whole file."""
+    """The contents of ``guard.json``."""
 
     format: int
     """Number of the file format; format 1 had no second stage."""

@@ -227,14 +227,14 @@ def load_guard(folder: Path, backbone: Backbone | None) -> GuardParts:
             raise ValueError("its files do not belong together")
         members, lexical = [], None
         for number, row in enumerate(settings.members):
-            own = {
+            member_arrays = {
                 k.removeprefix(f"member.{number}."): v for k, v in arrays.items() if k.startswith(f"member.{number}.")
             }
             if row.pooling is not None:
-                model: Lexical | Probe = Probe(own["weights"], float(own["bias"][0]))
+                model: Lexical | Probe = Probe(member_arrays["weights"], float(member_arrays["bias"][0]))
                 place = Place(pooling=row.pooling, layer=0)
             else:
-                model, place = Lexical.restored(vocabulary, own), None
+                model, place = Lexical.restored(vocabulary, member_arrays), None
                 lexical = model
             members.append(Member(name=row.name, model=model, slope=row.slope, offset=row.offset, place=place))
         detector = Detector(

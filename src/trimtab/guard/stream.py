@@ -45,18 +45,18 @@ class Smoothed:
         """Take z_t and return m_t."""
         self._count += 1
         score = max(-self.smoothing.clip, min(self.smoothing.clip, score))
-        before, kind = self.value, self.smoothing.kind
+        previous, kind = self.value, self.smoothing.kind
         if kind == "cusum":
-            self.value = max(0.0, (before or 0.0) + score - self.smoothing.drift)
+            self.value = max(0.0, (previous or 0.0) + score - self.smoothing.drift)
         elif kind == "exponential":
             alpha = self.smoothing.alpha
-            self.value = (1 - alpha) * (before or 0.0) + alpha * score
-        elif before is None:
+            self.value = (1 - alpha) * (previous or 0.0) + alpha * score
+        elif previous is None:
             self.value = score
         elif kind == "mean":
-            self.value = before + (score - before) / self._count
+            self.value = previous + (score - previous) / self._count
         else:
-            self.value = max(before, score)
+            self.value = max(previous, score)
         return self.value
 
 

@@ -88,11 +88,11 @@ def train_guard(
             "--no-probes does without; leave one of the two out"
         )
     examples, repeated, contradictory = deduplicated([*from_constitution(constitution), *extra])
-    train, held = split(examples, config.held_out, seed=config.seed)
+    train, held_out = split(examples, config.held_out, seed=config.seed)
     requests = [e for e in train if e.kind == "request"]
     requests += attacked([e for e in requests if e.family == PLAIN], config.attacks, seed=config.seed)
     say(
-        f"{len(requests)} requests to learn from, {sum(e.kind == 'request' for e in held)} held out; {repeated} "
+        f"{len(requests)} requests to learn from, {sum(e.kind == 'request' for e in held_out)} held out; {repeated} "
         f"repetitions and {contradictory} texts with both labels left out"
     )
     layers = () if backbone is None else config.layers or default_layers(len(backbone.layers))
@@ -111,7 +111,7 @@ def train_guard(
         "requests": len(requests),
         "restricted": sum(e.restricted for e in requests),
         "answers": len(answers),
-        "held_out": len(held),
+        "held_out": len(held_out),
         "repeated": repeated,
         "contradictory": contradictory,
         "unread": sum(bool(p.unread) for p in prepared),
@@ -120,7 +120,7 @@ def train_guard(
     }
     rules = _fit_rules(fitted, requests)
     return Trained(
-        fitted=fitted, second=second, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held,
+        fitted=fitted, second=second, output=output, rules=rules, layer=layer, layers=tuple(layers), held_out=held_out,
         counts=counts,
     )  # fmt: skip
 
@@ -266,27 +266,27 @@ def plant(
     """
     draw = Random(seed)
     harmless_requests = [e.text for e in requests if not e.restricted] or ["Tell me about it."]
-    dealt = _dealt(answers, folds, seed)
+    sentences_by_fold = _sentences_by_fold(answers, folds, seed)
     result = []
     for number in range(count):
         prompt = backbone.chat.prompt([Message(role="user", content=draw.choice(harmless_requests))])
-        fold = number // 2 % len(dealt)
-        harmless = [e for e in dealt[fold] if not e.restricted]
-        restricted = [e for e in dealt[fold] if e.restricted]
+        fold = number // 2 % len(sentences_by_fold)
+        harmless = [e for e in sentences_by_fold[fold] if not e.restricted]
+        restricted = [e for e in sentences_by_fold[fold] if e.restricted]
         if number % 2:
             begin = draw.sample(harmless, min(len(harmless), draw.randint(2, 6)))
             result.append(Planted(prompt=prompt, answer=tokens_of(backbone, begin), onset=None, fold=fold))
             continue
         begin = tokens_of(backbone, draw.sample(harmless, min(len(harmless), draw.randint(1, 3))))
         first = draw.choice(restricted)
-        same = [e for e in restricted if e.rule == first.rule and e is not first]
-        rest = [first, *draw.sample(same, min(2, len(same)))]
+        same_rule = [e for e in restricted if e.rule == first.rule and e is not first]
+        rest = [first, *draw.sample(same_rule, min(2, len(same_rule)))]
         answer = [*begin, *tokens_of(backbone, rest, lead=" ")]
         result.append(Planted(prompt=prompt, answer=answer, onset=len(begin), fold=fold))
     return result
 
 
-def _dealt(answers: Sequence[Example], folds: int, seed: int) -> list[list[Example]]:
+def _sentences_by_fold(answers: Sequence[Example], folds: int, seed: int) -> list[list[Example]]:
     """Sentences by fold, both kinds in each; each group is in one fold.
 
     Groups with and without restricted sentences are assigned separately. A group with both kinds counts as restricted.
@@ -296,10 +296,10 @@ def _dealt(answers: Sequence[Example], folds: int, seed: int) -> list[list[Examp
     for count in range(folds, 0, -1):
         fold: dict[str, int] = {}
         for part in (sorted(mixed), sorted({e.group for e in answers} - mixed)):
-            fold |= {group: place % count for place, group in enumerate(Random(seed).sample(part, len(part)))}
-        dealt = [[e for e in answers if fold[e.group] == f] for f in range(count)]
-        if all({e.restricted for e in part} == {True, False} for part in dealt):
-            return dealt
+            fold |= {group: number % count for number, group in enumerate(Random(seed).sample(part, len(part)))}
+        by_fold = [[e for e in answers if fold[e.group] == f] for f in range(count)]
+        if all({e.restricted for e in part} == {True, False} for part in by_fold):
+            return by_fold
     raise DataError("planted answers need restricted and harmless sentences; give both under `answers`")
 
 

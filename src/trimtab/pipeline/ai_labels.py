@@ -67,20 +67,20 @@ def run_ai_label(context: Context) -> tuple[Counts, list[str]]:
         return counts, ["judgements.jsonl"]
     cost = sum(result.cost for result in judged.values())
 
-    def route(shown: Sequence[Comparison], asker: People, given: Sequence[Judgement], left_out: Set[str]) -> Hybrid:
-        judge = ensemble(shown, overall)
-        result = label_hybrid(shown, judge, asker, config.route, given=given, left_out=left_out, ai_cost=cost)
+    def route(items: Sequence[Comparison], ask: People, judgements: Sequence[Judgement], left_out: Set[str]) -> Hybrid:
+        judge = ensemble(items, overall)
+        result = label_hybrid(items, judge, ask, config.route, given=judgements, left_out=left_out, ai_cost=cost)
         _write(result, folder, labels="judgements.jsonl")
-        write_records(folder / "people.jsonl", given)
-        compare_with_people(context, given)
+        write_records(folder / "people.jsonl", judgements)
+        compare_with_people(context, judgements)
         for line in routing_lines(result.report):
             context.ui.say(f"  {line}")
         return result
 
-    who = context.config.people_of_hybrid
-    if who == "app":
+    labellers = context.config.people_of_hybrid
+    if labellers == "app":
         result = _by_app(context, items, route)
-    elif who == "simulated":
+    elif labellers == "simulated":
         utility = context.gold()
         assert utility is not None
         result = route(items, SimulatedPeople(utility, config.simulation, context.seed("label")), [], set())
@@ -114,22 +114,22 @@ def route_folder(folder: Path, people: Sequence[Path], config: RouteConfig, ui: 
         ui.say(f"{len(items) - len(pairs)} items have more than two answers; left out, with their judgements")
     judge = ensemble(pairs, read_records(folder / "judgements.jsonl", Judgement))
     larger = {i.id for i in items if len(i.completions) > 2}
-    given, notes = people_only(pairs, [j for j in people_named(people, items) if j.item not in larger])
+    judgements, notes = people_only(pairs, [j for j in people_named(people, items) if j.item not in larger])
     for line in notes:
         ui.say(line)
     cost = sum(entry.run.cost for entry in read_judge_result(folder).judges.values())
     result = label_hybrid(
-        pairs, judge, FilePeople(given), config, given=given, left_out=flagged(given, ui), ai_cost=cost
+        pairs, judge, FilePeople(judgements), config, given=judgements, left_out=flagged(judgements, ui), ai_cost=cost
     )
     labels = folder / "labels.jsonl"
-    before = read_records(labels, Judgement) if labels.exists() else []
-    if before and not result.judgements:
+    stored = read_records(labels, Judgement) if labels.exists() else []
+    if stored and not result.judgements:
         raise DataError(
-            f"{labels} holds {len(before)} labels, and with these judgements by people none would be left. Nothing was "
+            f"{labels} holds {len(stored)} labels, and with these judgements by people none would be left. Nothing was "
             "written: name all files of judgements with --people, or delete labels.jsonl"
         )
-    if len(result.judgements) < len(before):
-        ui.say(f"{len(result.judgements)} labels count now, {len(before)} did before")
+    if len(result.judgements) < len(stored):
+        ui.say(f"{len(result.judgements)} labels count now, {len(stored)} did before")
     _write(result, folder, labels=labels.name)
     return result.report
 
@@ -171,12 +171,12 @@ def people_so_far(context: Context, items: Sequence[Comparison]) -> list[Judgeme
         from trimtab.pipeline.people import AppPeople  # imports the database, which is needed only here
 
         with AppPeople(context, config.human) as app:
-            given, _ = app.judgements(items)
+            judgements, _ = app.judgements(items)
     else:
-        given, lines = read_people([Path(context.data_path(source))])
+        judgements, lines = read_people([Path(context.data_path(source))])
         for line in lines:
             context.ui.say(f"  {line}")
-    people, lines = people_only(items, given)
+    people, lines = people_only(items, judgements)
     for line in lines:
         context.ui.say(f"  people ({source}): {line}")
     return people
@@ -197,24 +197,24 @@ def _by_app(
 
     assert context.config.label is not None
     with AppPeople(context, context.config.label.human) as app:
-        items, reported, before = app.fit(items), 0, []
+        items, reported, previous_queue = app.fit(items), 0, []
         while True:
-            given, retired = app.judgements(items)
+            judgements, retired = app.judgements(items)
             if len(retired) > reported:
                 context.ui.say(f"  {len(retired)} items were taken out of the annotation project and are left out")
             reported = len(retired)
-            people, _ = people_only(items, given)
+            people, _ = people_only(items, judgements)
             result = route(items, FilePeople(people), people, retired)
             if not result.queue:
                 return result
             queue = [(item.id, item.overlap) for item in result.queue]
-            if queue == before:
+            if queue == previous_queue:
                 raise DataError(
                     f"{len(queue)} items wait for a person, though the annotation project counts them as done: "
                     "judgements by an AI, or without the criterion 'overall', do not count here; check the project's "
                     "criteria and imports"
                 )
-            before = queue
+            previous_queue = queue
             for overlap in sorted({item.overlap for item in result.queue}):
                 app.ask([item for item in result.queue if item.overlap == overlap], overlap)
             app.wait(result.queue)
@@ -270,17 +270,17 @@ def people_only(items: Sequence[Comparison], judgements: Sequence[Judgement]) ->
                 refused["are further judgements by an annotator who had judged the item; the first ranking counts"] += 1
             if key not in counted or _order(j) < _order(counted[key]):
                 counted[key] = j
-    lines = [f"{count} judgements {why}" for why, count in refused.items()]
+    lines = [f"{count} judgements {reason}" for reason, count in refused.items()]
     if unknown:
-        lines.append(f"{len(unknown)} judgements are of no item here; left out: {_named(unknown)}")
+        lines.append(f"{len(unknown)} judgements are of no item here; left out: {_quoted_ids(unknown)}")
     return list(counted.values()), lines
 
 
-def _named(ids: Sequence[str], most: int = 5) -> str:
+def _quoted_ids(ids: Sequence[str], limit: int = 5) -> str:
     """The first few different ids, and the number of further ones."""
     different = list(dict.fromkeys(ids))
-    more = f" and {len(different) - most} more" if len(different) > most else ""
-    return ", ".join(map(repr, different[:most])) + more
+    more = f" and {len(different) - limit} more" if len(different) > limit else ""
+    return ", ".join(map(repr, different[:limit])) + more
 
 
 def _order(judgement: Judgement) -> tuple[bool, bool]:
@@ -290,10 +290,10 @@ def _order(judgement: Judgement) -> tuple[bool, bool]:
 
 def flagged(people: Sequence[Judgement], ui: Ui) -> set[str]:
     """Items that were flagged and not ranked, which retires them in a file of judgements; prints their number."""
-    gone = {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
-    if gone:
-        ui.say(f"{len(gone)} items were flagged and not ranked; left out")
-    return gone
+    flagged_items = {j.item for j in people if j.verdict == "flag"} - {j.item for j in people if j.ranks is not None}
+    if flagged_items:
+        ui.say(f"{len(flagged_items)} items were flagged and not ranked; left out")
+    return flagged_items
 
 
 class SimulatedPeople:
@@ -305,11 +305,11 @@ class SimulatedPeople:
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
         """Answer all items at once; a skipped item goes to up to ten other annotators, then stays queued."""
         judgements: dict[str, Judgement] = {}
-        for again in range(10):
-            seed = (self.config.seed + self.seed + number * 7919 + again * 104729) % (1 << 31)
+        for attempt in range(10):
+            seed = (self.config.seed + self.seed + number * 7919 + attempt * 104729) % (1 << 31)
             config = self.config.model_copy(update={"overlap": 1, "seed": seed})
-            left = [i for i in items if i.id not in judgements or judgements[i.id].ranks is None]
-            judgements |= {j.item: j for j in simulate(left, self.utility, config)} if left else {}
+            unanswered = [i for i in items if i.id not in judgements or judgements[i.id].ranks is None]
+            judgements |= {j.item: j for j in simulate(unanswered, self.utility, config)} if unanswered else {}
         return {item: j.model_copy(update={"annotator": f"{j.annotator}-{number}"}) for item, j in judgements.items()}
 
 

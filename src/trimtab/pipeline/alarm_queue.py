@@ -30,11 +30,11 @@ def queue_samples(
         samples: folder of the answers of earlier steps.
     """
     by_id = {rollout.id: rollout for rollout in rollouts}
-    tasks, alone = [], 0
+    tasks, without_rival = [], 0
     for rollout in (by_id[name] for name in alarm.samples):
         rival = _rival(rollout, values, rollouts, samples)
         if rival is None:
-            alone += 1
+            without_rival += 1
             continue
         answers = [Completion(text=r.text, finish_reason=r.finish_reason) for r in (rollout, rival)]
         answers.sort(key=lambda answer: answer.text)  # so that the order does not reveal the alarm
@@ -42,9 +42,9 @@ def queue_samples(
     project.mkdir(parents=True, exist_ok=True)
     with open_store(project) as store:
         added, refused = store.add(tasks)
-    left = [f"{len(refused)} are there already or cannot be shown"] if refused else []
-    left += [f"{alone} have no other answer to their prompt"] if alone else []
-    return f"{added} answers wait for people in {project}" + (f" ({'; '.join(left)})" if left else "")
+    reasons = [f"{len(refused)} are there already or cannot be shown"] if refused else []
+    reasons += [f"{without_rival} have no other answer to their prompt"] if without_rival else []
+    return f"{added} answers wait for people in {project}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def _rival(rollout: Rollout, values: Mapping[str, float], rollouts: Sequence[Rollout], samples: Path) -> Rollout | None:
@@ -52,7 +52,7 @@ def _rival(rollout: Rollout, values: Mapping[str, float], rollouts: Sequence[Rol
     group = [r for r in rollouts if r.prompt.id == rollout.prompt.id and _differs(r, rollout)]
     if group:
         return min(group, key=lambda r: values[r.id])
-    earlier = (r for r in _earlier(samples) if r.prompt.id == rollout.prompt.id and _differs(r, rollout))
+    earlier = (r for r in _stored_answers(samples) if r.prompt.id == rollout.prompt.id and _differs(r, rollout))
     return next(earlier, None)
 
 
@@ -60,7 +60,7 @@ def _differs(a: Rollout, b: Rollout) -> bool:
     return bool(a.text.strip()) and a.text.strip() != b.text.strip()
 
 
-def _earlier(samples: Path) -> Iterator[Rollout]:
+def _stored_answers(samples: Path) -> Iterator[Rollout]:
     """Stored answers, latest step first; a file that is damaged or being written is skipped."""
     for path in sorted(samples.glob("step-*.jsonl"), reverse=True):
         try:

@@ -34,12 +34,12 @@ def with_votes(
     judgements = {j.id: j for file in files if file.is_file() for j in read_records(file, Judgement)}
     numbers: dict[str, int] = {}
     config = context.config.reward
-    tasted = config is not None and TASTE in config.annotators
+    learns_taste = config is not None and TASTE in config.annotators
     voted: list[Ranking] = []
     for ranking, preference in zip(rankings, preferences, strict=True):
-        own = [judgements[name] for name in preference.judgements if name in judgements]
+        preference_judgements = [judgements[name] for name in preference.judgements if name in judgements]
         count = len(preference.completions)
-        forms = [surface_features(c.text) if tasted else [] for c in preference.completions]
+        forms = [surface_features(c.text) if learns_taste else [] for c in preference.completions]
         votes = [
             PairVote(
                 annotator=numbers.setdefault(judgement.annotator, len(numbers)),
@@ -50,7 +50,7 @@ def with_votes(
                 weight=share * 2 / count,
                 apart=tuple(a - b for a, b in zip(forms[i], forms[j], strict=True)),
             )
-            for judgement in own
+            for judgement in preference_judgements
             if judgement.ranks is not None
             for i in range(count)
             for j in range(i + 1, count)
@@ -106,7 +106,7 @@ def choose_taste(
     voted = [r for r in rankings if r.votes]
     return select_taste(
         _vote_arrays(voted, annotators),
-        _apart(voted),
+        _feature_differences(voted),
         model=_likelihood(config),
         habits=start.habits,
         group=_judgement_numbers(voted),
@@ -122,11 +122,11 @@ def with_taste(rankings: Sequence[Ranking], taste: Any) -> list[Ranking]:
 
     voted = [r for r in rankings if r.votes]
     annotators = np.array([v.annotator for r in voted for v in r.votes], dtype=np.int64)
-    offsets = iter(taste.offsets(_apart(voted), annotators).tolist() if voted else ())
+    offsets = iter(taste.offsets(_feature_differences(voted), annotators).tolist() if voted else ())
     return [replace(r, votes=tuple(replace(v, taste=next(offsets)) for v in r.votes)) for r in rankings]
 
 
-def _apart(rankings: Sequence[Ranking]) -> Any:
+def _feature_differences(rankings: Sequence[Ranking]) -> Any:
     """Differences of the features of each vote's answers, ``[N, F]``."""
     import numpy as np
 
@@ -138,7 +138,7 @@ def _judgement_numbers(rankings: Sequence[Ranking]) -> Any:
     import numpy as np
 
     numbers: dict[tuple[int, int], int] = {}
-    keys = [(place, v.annotator) for place, r in enumerate(rankings) for v in r.votes]
+    keys = [(number, v.annotator) for number, r in enumerate(rankings) for v in r.votes]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
@@ -191,7 +191,7 @@ def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool =
 
     from trimtab.feedback.comparison_model import Votes
 
-    places: dict[tuple[int, ...], int] = {}
+    nodes_by_tokens: dict[tuple[int, ...], int] = {}
     rows: list[tuple[int, int, int, int]] = []
     numbers: list[tuple[float, float]] = []
     start = 0
@@ -199,20 +199,20 @@ def _vote_arrays(rankings: Sequence[Ranking], annotators: int, *, shared: bool =
         nodes = list(range(start, start + len(ranking.sequences)))
         start += len(nodes)
         if shared:
-            nodes = [places.setdefault(tuple(s), len(places)) for s in ranking.sequences]
+            nodes = [nodes_by_tokens.setdefault(tuple(s), len(nodes_by_tokens)) for s in ranking.sequences]
         for vote in ranking.votes:
             rows.append((nodes[vote.first], nodes[vote.second], vote.outcome, vote.annotator))
             numbers.append((vote.shown, vote.weight))
-    whole = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    real = np.array(numbers, dtype=np.float64).reshape(-1, 2)
+    integers = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    floats = np.array(numbers, dtype=np.float64).reshape(-1, 2)
     return Votes(
-        first=whole[:, 0],
-        second=whole[:, 1],
-        outcome=whole[:, 2],
-        annotator=whole[:, 3],
-        shown=real[:, 0],
-        weight=real[:, 1],
-        answers=len(places) if shared else start,
+        first=integers[:, 0],
+        second=integers[:, 1],
+        outcome=integers[:, 2],
+        annotator=integers[:, 3],
+        shown=floats[:, 0],
+        weight=floats[:, 1],
+        answers=len(nodes_by_tokens) if shared else start,
         annotators=annotators,
     )
 

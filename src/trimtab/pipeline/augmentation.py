@@ -91,7 +91,7 @@ def fill(text: str, draw: random.Random) -> str:
     return f"{text} {' '.join(draw.sample(FILLER, 2))}"
 
 
-def twice(text: str, draw: random.Random) -> str:
+def repeat(text: str, draw: random.Random) -> str:
     """Repeat the whole answer."""
     return f"{text} {text}"
 
@@ -103,14 +103,14 @@ def restyle(text: str, draw: random.Random) -> str:
         full = CONTRACTIONS[match[0].lower()]
         return full[0].upper() + full[1:] if match[0][0].isupper() else full
 
-    plain = _CONTRACTED.sub(written_out, text)
-    return plain if plain != text else "\n".join(s.strip() for s in sentences(text.strip()))
+    expanded = _CONTRACTED.sub(written_out, text)
+    return expanded if expanded != text else "\n".join(s.strip() for s in sentences(text.strip()))
 
 
 EDITS: Mapping[str, Callable[[str, random.Random], str]] = {
     "flattery": praise,
     "padding": fill,
-    "repetition": twice,
+    "repetition": repeat,
     "neutral": restyle,
 }
 """Edits of an answer, by kind."""
@@ -143,8 +143,8 @@ def augmented(
             p = preferences[i]
             best = _best(p)
             if kind == "shuffled":
-                others = [text for prompt, text in by_prompt.items() if prompt != p.prompt.id]
-                text = draw.choice(others) if others else best.text
+                other_texts = [text for prompt, text in by_prompt.items() if prompt != p.prompt.id]
+                text = draw.choice(other_texts) if other_texts else best.text
             else:
                 text = EDITS[kind](best.text, draw)
             if text == best.text:
@@ -171,5 +171,5 @@ def augmented(
 def _best(preference: Preference) -> Completion:
     """The answer that is most likely best."""
     p = preference.probability
-    place = preference.ranks.index(min(preference.ranks)) if p is None else int(p < 0.5)
-    return preference.completions[place]
+    best = preference.ranks.index(min(preference.ranks)) if p is None else int(p < 0.5)
+    return preference.completions[best]

@@ -125,8 +125,8 @@ def _for_kto(config: RunConfig, align: KtoConfig, data: JudgedData) -> list[str]
     if not up and not down:  # the file is missing, so nothing can be counted
         return []
     if not (up and down):
-        kind, also = ("up", "; sft imitates the liked answers (data.demonstrations)") if up else ("down", "")
-        return [f"all {data.liked + data.disliked} thumbs are {kind}, and kto learns from the contrast of both{also}"]
+        kind, advice = ("up", "; sft imitates the liked answers (data.demonstrations)") if up else ("down", "")
+        return [f"all {data.liked + data.disliked} thumbs are {kind}, and kto learns from the contrast of both{advice}"]
     if 1 <= up / down <= 4 / 3:
         return []
     setting, value = "weight_desirable", down / data.liked
@@ -158,11 +158,11 @@ def _for_pairs(align: PairConfig, data: JudgedData) -> list[str]:
             "with reward.loss davidson or rao_kupper learns from them, for align.method ppo or rloo"
         )
     if data.pairs >= FEW and data.longer >= OFTEN_LONGER * data.pairs and not method.per_token_gap(align):
-        own = "normalise" in type(align).model_fields
+        has_normalise = "normalise" in type(align).model_fields
         lines.append(
             f"in {data.longer / data.pairs:.0%} of pairs the better answer is the longer one, and {align.method} "
             "learns length with the rest, because it sums over tokens; to compare per token, "
-            + ("set align.normalise: true" if own else "align.method dpo with normalise: true, or simpo")
+            + ("set align.normalise: true" if has_normalise else "align.method dpo with normalise: true, or simpo")
         )
     if isinstance(align, DpoConfig) and 0 < count < FEW and not (data.soft or align.label_smoothing):
         lines.append(

@@ -34,7 +34,7 @@ ORDER = ("base", "sft", "start", "best_of", "policy")
 ReaderKind = Literal["human", "ai"]
 
 YES, NO = {"yes", "y", "true", "1"}, {"no", "n", "false", "0"}
-SHOWN = 5
+MAX_NAMED = 5
 """Ids named in a message; the others are counted."""
 
 
@@ -92,45 +92,45 @@ def make_key(
     Raises:
         ConfigError: the run has no answers of a model, or a model is named twice.
     """
-    present = [m for m in ORDER if (run.stage("evaluate") / f"answers-{m}.jsonl").exists()]
-    first, last = _pair(config, present, models)
+    sampled = [m for m in ORDER if (run.stage("evaluate") / f"answers-{m}.jsonl").exists()]
+    first, last = _pair(config, sampled, models)
     answers = {m: load_answers(run, m) for m in (first, last)}
     pairs = list(zip(answers[first], answers[last], strict=True))
     draw = random.Random(f"blind|{seed}")
     draw.shuffle(pairs)
     pairs = pairs[: prompts or len(pairs)]
     current = answers_digest(answers.values())
-    chosen = [before.prompt.id for before, _ in pairs]
+    chosen = [first_answer.prompt.id for first_answer, _ in pairs]
     digest = sha256_json([name, first, last, seed, current, chosen])
     items = []
-    for before, after in pairs:
+    for first_answer, last_answer in pairs:
         completions = (
-            Completion(text=before.text, model=first, finish_reason=before.finish_reason),
-            Completion(text=after.text, model=last, finish_reason=after.finish_reason),
+            Completion(text=first_answer.text, model=first, finish_reason=first_answer.finish_reason),
+            Completion(text=last_answer.text, model=last, finish_reason=last_answer.finish_reason),
         )
         shown = (0, 1) if draw.random() < 0.5 else (1, 0)
-        comparison = Comparison.of(before.prompt, completions)
-        items.append(BlindItem(id=content_id(digest, before.prompt.id)[:12], comparison=comparison, shown=shown))
+        comparison = Comparison.of(first_answer.prompt, completions)
+        items.append(BlindItem(id=content_id(digest, first_answer.prompt.id)[:12], comparison=comparison, shown=shown))
     return BlindKey(
         name=name, models=(first, last), seed=seed, digest=digest, answers=current, created_at=now(), items=tuple(items)
     )  # fmt: skip
 
 
-def _pair(config: RunConfig, present: Sequence[str], models: Sequence[str] | None) -> tuple[str, str]:
+def _pair(config: RunConfig, sampled: Sequence[str], models: Sequence[str] | None) -> tuple[str, str]:
     if models is None:
-        if len(present) < 2:
-            raise ConfigError(f"a blind reading compares two models; this run has answers of {', '.join(present)} only")
-        return present[0], present[-1]
+        if len(sampled) < 2:
+            raise ConfigError(f"a blind reading compares two models; this run has answers of {', '.join(sampled)} only")
+        return sampled[0], sampled[-1]
     for model in models:
-        if model == "base" and model not in present and config.evaluate and not config.evaluate.pretrained:
+        if model == "base" and model not in sampled and config.evaluate and not config.evaluate.pretrained:
             raise ConfigError(
                 "--models base: the model was not pretrained (evaluate.pretrained is false), so it was not sampled; "
-                f"choose two of {', '.join(present)}"
+                f"choose two of {', '.join(sampled)}"
             )
-        if model not in present:
-            raise ConfigError(f"--models {model}: this run has no such answers; choose two of {', '.join(present)}")
+        if model not in sampled:
+            raise ConfigError(f"--models {model}: this run has no such answers; choose two of {', '.join(sampled)}")
     if models[0] == models[1]:
-        raise ConfigError(f"--models {' '.join(models)}: name two different models of {', '.join(present)}")
+        raise ConfigError(f"--models {' '.join(models)}: name two different models of {', '.join(sampled)}")
     first, last = sorted(models, key=ORDER.index)
     return first, last
 
@@ -233,35 +233,35 @@ def read_back(run: RunFolder, paths: Sequence[Path], *, reader: str | None, kind
         raise DataError(
             f"{run.path}: nothing was given to blind readers yet; write a file with `trimtab eval RECIPE --blind FILE`"
         )
-    places = {item.id: (key, item) for key in keys for item in key.items}
+    items_by_id = {item.id: (key, item) for key in keys for item in key.items}
     result = Readback()
-    old = {key.digest: {_slot(j): j for j in load_judgements(run, key)} for key in keys}
-    new: dict[str, list[Judgement]] = {}
+    stored = {key.digest: {_judgement_key(j): j for j in load_judgements(run, key)} for key in keys}
+    added: dict[str, list[Judgement]] = {}
     problems: list[str] = []
     for path in paths:
         if path.is_dir():
-            judgements, may_change = _from_app(path, places), True
+            judgements, may_change = _from_app(path, items_by_id), True
         else:
-            judgements, may_change = _from_file(path, places, reader, kind, result, problems), False
-        twice: list[str] = []
+            judgements, may_change = _from_file(path, items_by_id, reader, kind, result, problems), False
+        conflicts: list[str] = []
         for key, row_id, judgement in judgements:
-            known = old[key.digest].get(_slot(judgement))
+            earlier = stored[key.digest].get(_judgement_key(judgement))
             result.keys[key.digest] = key
-            if known is not None and _verdict(known) == _verdict(judgement):
+            if earlier is not None and _verdict(earlier) == _verdict(judgement):
                 result.repeated += 1
-            elif known is not None and not may_change:
-                twice.append(f"{row_id} ({judgement.annotator})")
+            elif earlier is not None and not may_change:
+                conflicts.append(f"{row_id} ({judgement.annotator})")
             else:
-                old[key.digest][_slot(judgement)] = judgement
-                new.setdefault(key.digest, []).append(judgement)
-        if twice:
+                stored[key.digest][_judgement_key(judgement)] = judgement
+                added.setdefault(key.digest, []).append(judgement)
+        if conflicts:
             problems.append(
-                f"{path}: judged twice by the same reader with different verdicts: {_some(twice)}; make them agree, or "
-                "give the second reading another name under reader"
+                f"{path}: judged twice by the same reader with different verdicts: {_shortened(conflicts)}; "
+                "make them agree, or give the second reading another name under reader"
             )
     if problems:
         raise DataError("nothing was stored:\n" + "\n".join(f"  {problem}" for problem in problems))
-    for digest, judgements in new.items():
+    for digest, judgements in added.items():
         key = result.keys[digest]
         write_records(key.path(run, "judgements.jsonl"), [*load_judgements(run, key), *judgements])
         result.stored += len(judgements)
@@ -277,7 +277,7 @@ def is_current(run: RunFolder, key: BlindKey) -> bool:
         return False
 
 
-def _slot(judgement: Judgement) -> tuple[str, str, str, str]:
+def _judgement_key(judgement: Judgement) -> tuple[str, str, str, str]:
     return judgement.source, judgement.annotator, judgement.item, judgement.criterion
 
 
@@ -288,18 +288,18 @@ def _verdict(judgement: Judgement) -> Any:
     return [(rank, score) for _, rank, score in by_answer]
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
-_Places = Mapping[str, tuple[BlindKey, BlindItem]]
-_Read = list[tuple[BlindKey, str, Judgement]]
+_ItemsById = Mapping[str, tuple[BlindKey, BlindItem]]
+_KeyedJudgements = list[tuple[BlindKey, str, Judgement]]
 
 
 def _from_file(
-    path: Path, places: _Places, reader: str | None, kind: ReaderKind, result: Readback, problems: list[str]
-) -> _Read:
+    path: Path, items_by_id: _ItemsById, reader: str | None, kind: ReaderKind, result: Readback, problems: list[str]
+) -> _KeyedJudgements:
     """The judgements of a file; adds what is wrong with its rows to ``problems``."""
     try:
         rows = read_rows(path)
@@ -309,27 +309,27 @@ def _from_file(
     if not any(row.filled for row in rows):
         problems.append(f"{path}: none of {len(rows)} rows is filled in; write A, B or tie under preferred")
         return []
-    wrong: dict[str, list[str]] = {}
-    judgements: _Read = []
+    faults: dict[str, list[str]] = {}
+    judgements: _KeyedJudgements = []
     for row in rows:
         row_id = row.values["id"]
-        if row_id not in places:
-            wrong.setdefault("no such answers in this run (unknown id)", []).append(row_id or f"line {row.line}")
+        if row_id not in items_by_id:
+            faults.setdefault("no such answers in this run (unknown id)", []).append(row_id or f"line {row.line}")
             continue
-        key, item = places[row_id]
+        key, item = items_by_id[row_id]
         texts = [item.comparison.completions[i].text for i in item.shown]
         cells = (row.values["A"], row.values["B"])
         if any(cell and not same_text(cell, text) for cell, text in zip(cells, texts, strict=True)):
-            wrong.setdefault("A or B is not the answer that was written there", []).append(row_id)
+            faults.setdefault("A or B is not the answer that was written there", []).append(row_id)
             continue
         preferred = row.values["preferred"].lower()
         if preferred not in ("", "a", "b", "tie"):
             text = f"{row_id} ({row.values['preferred']!r})"
-            wrong.setdefault("preferred is neither A, B nor tie", []).append(text)
+            faults.setdefault("preferred is neither A, B nor tie", []).append(text)
             continue
         sensible = [row.values["sensible_A"].lower(), row.values["sensible_B"].lower()]
         if any(sensible) and not all(cell in YES | NO for cell in sensible):
-            wrong.setdefault("sensible_A and sensible_B need yes or no, both or neither", []).append(row_id)
+            faults.setdefault("sensible_A and sensible_B need yes or no, both or neither", []).append(row_id)
             continue
         if not preferred and not any(sensible):
             result.empty += 1
@@ -337,12 +337,12 @@ def _from_file(
             continue
         name = row.values["reader"] or reader
         if not name:
-            wrong.setdefault("no reader is named; fill in the column reader, or pass --reader NAME", []).append(row_id)
+            faults.setdefault("no reader is named; fill in the column reader, or pass --reader NAME", []).append(row_id)
             continue
-        made = _judgements(key, item, preferred, sensible, name, kind, row.values["comment"])
-        judgements += [(key, row_id, judgement) for judgement in made]
+        row_judgements = _judgements(key, item, preferred, sensible, name, kind, row.values["comment"])
+        judgements += [(key, row_id, judgement) for judgement in row_judgements]
         result.empty += not preferred
-    problems += [f"{path}: {problem}: {_some(ids)}" for problem, ids in wrong.items()]
+    problems += [f"{path}: {problem}: {_shortened(ids)}" for problem, ids in faults.items()]
     return judgements
 
 
@@ -358,14 +358,14 @@ def _judgements(
             criterion=criterion, comment=comment, created_at=now(),
         )  # fmt: skip
 
-    made = []
+    records = []
     if preferred:
-        made.append(record("overall", {"a": (0, 1), "b": (1, 0), "tie": (0, 0)}[preferred]))
+        records.append(record("overall", {"a": (0, 1), "b": (1, 0), "tie": (0, 0)}[preferred]))
     if any(sensible):
         good = [cell in YES for cell in sensible]
         ranks = tuple(int(any(good) and not g) for g in good)
-        made.append(record("sensible", ranks, tuple(float(g) for g in good)))
-    return made
+        records.append(record("sensible", ranks, tuple(float(g) for g in good)))
+    return records
 
 
 # The annotation app -------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def put_in_app(run: RunFolder, key: BlindKey) -> tuple[Path, int, int]:
     return folder, added, sum("duplicate" not in r.reason for r in refused)
 
 
-def _from_app(folder: Path, places: _Places) -> _Read:
+def _from_app(folder: Path, items_by_id: _ItemsById) -> _KeyedJudgements:
     """People's judgements in an annotation project; of a changed judgement, the newest version."""
     from trimtab.records.annotation import OVERALL, judgements_of
     from trimtab.storage.labels import open_store
@@ -401,16 +401,16 @@ def _from_app(folder: Path, places: _Places) -> _Read:
         raise DataError(f"{folder}: holds no labels.db; name a filled-in file or the folder of an annotation project")
     with open_store(folder) as store:
         snapshot = take_snapshot(store)
-    tasks = {task.id: task for task in snapshot.tasks if task.id in places and task.id not in snapshot.retired}
-    judgements: _Read = []
+    tasks = {task.id: task for task in snapshot.tasks if task.id in items_by_id and task.id not in snapshot.retired}
+    judgements: _KeyedJudgements = []
     for submission in snapshot.submissions:
-        for given in judgements_of(tasks[submission.task], submission) if submission.task in tasks else []:
-            if given.ranks is None or given.criterion != OVERALL or given.source != "human":
+        for judgement in judgements_of(tasks[submission.task], submission) if submission.task in tasks else []:
+            if judgement.ranks is None or judgement.criterion != OVERALL or judgement.source != "human":
                 continue
-            key, item = places[submission.task]
-            order = tuple(item.shown[i] for i in given.shown_order)
+            key, item = items_by_id[submission.task]
+            order = tuple(item.shown[i] for i in judgement.shown_order)
             judgements.append(
-                (key, item.id, given.model_copy(update={"item": item.comparison.id, "shown_order": order}))
+                (key, item.id, judgement.model_copy(update={"item": item.comparison.id, "shown_order": order}))
             )
     return judgements
 
@@ -434,7 +434,7 @@ def blind_results(run: RunFolder) -> BlindResults:
     """Win rates by blind readers: of each reader, and of all readers of a kind who read the same two models."""
     readings: list[Reading] = []
     stale: list[str] = []
-    together: dict[tuple[ReaderKind, str, str], list[_Verdict]] = {}
+    verdicts_by_models: dict[tuple[ReaderKind, str, str], list[_Verdict]] = {}
     for key in load_keys(run):
         judgements = load_judgements(run, key)
         if not judgements:
@@ -443,17 +443,17 @@ def blind_results(run: RunFolder) -> BlindResults:
             stale.append(key.name)
             continue
         prompts = {item.comparison.id: item.comparison.prompt.id for item in key.items}
-        for (kind, reader), given in _by_reader(judgements).items():
-            verdicts = [_outcome(j, prompts[j.item]) for j in given if j.criterion == "overall"]
+        for (kind, reader), judged in _by_reader(judgements).items():
+            verdicts = [_outcome(j, prompts[j.item]) for j in judged if j.criterion == "overall"]
             if verdicts:
-                together.setdefault((kind, *key.models), []).extend(verdicts)
-                readings.append(_reading(key, reader, kind, verdicts, [j for j in given if j.criterion != "overall"]))
+                verdicts_by_models.setdefault((kind, *key.models), []).extend(verdicts)
+                readings.append(_reading(key, reader, kind, verdicts, [j for j in judged if j.criterion != "overall"]))
     rows = []
-    for (kind, first, last), verdicts in sorted(together.items(), key=lambda entry: entry[0][0] != "human"):
+    for (kind, first, last), verdicts in sorted(verdicts_by_models.items(), key=lambda entry: entry[0][0] != "human"):
         numbers = _numbers(verdicts)
         worst = tuple(dict.fromkeys(v.prompt for v in verdicts if v.won == 0.0))
         judge = _judge(kind, [v.reader for v in verdicts])
-        rows.append(WinRow(model=last, against=first, judge=judge, **numbers, worst=worst[:SHOWN]))
+        rows.append(WinRow(model=last, against=first, judge=judge, **numbers, worst=worst[:MAX_NAMED]))
     return BlindResults(rows=tuple(rows), readings=tuple(readings), stale=tuple(stale))
 
 
@@ -466,7 +466,7 @@ class _Verdict:
 
 def _by_reader(judgements: Sequence[Judgement]) -> dict[tuple[ReaderKind, str], list[Judgement]]:
     """Each reader's judgements, the last one of each item and criterion."""
-    latest = {_slot(j): j for j in judgements}
+    latest = {_judgement_key(j): j for j in judgements}
     readers: dict[tuple[ReaderKind, str], list[Judgement]] = {}
     for judgement in latest.values():
         kind: ReaderKind = "ai" if judgement.source == "ai" else "human"
@@ -507,8 +507,8 @@ def _numbers(verdicts: Sequence[_Verdict]) -> dict[str, Any]:
 def _judge(kind: ReaderKind, readers: Sequence[str]) -> str:
     """The readers in words, as the continuation of "judged by"."""
     names = list(dict.fromkeys(readers))
-    one, many = ("a person", "people") if kind == "human" else ("a language model", "language models")
-    return f"{names[0]}, {one} reading blind" if len(names) == 1 else f"{len(names)} {many} reading blind"
+    singular, plural = ("a person", "people") if kind == "human" else ("a language model", "language models")
+    return f"{names[0]}, {singular} reading blind" if len(names) == 1 else f"{len(names)} {plural} reading blind"
 
 
 def say_readback(result: Readback, run: RunFolder, say: Callable[[str], Any]) -> None:
@@ -519,8 +519,8 @@ def say_readback(result: Readback, run: RunFolder, say: Callable[[str], Any]) ->
     """
     say(f"{result.stored} verdicts stored, {result.repeated} were there already, {result.empty} rows are empty")
     for key in result.keys.values():
-        for (_, reader), given in _by_reader(load_judgements(run, key)).items():
-            judged = sum(j.criterion == "overall" for j in given)
+        for (_, reader), reader_judgements in _by_reader(load_judgements(run, key)).items():
+            judged = sum(j.criterion == "overall" for j in reader_judgements)
             say(f"  {key.name}, {reader}: {judged} of {len(key.items)} pairs judged")
     if not result.stale:
         return

@@ -26,7 +26,7 @@ from trimtab.files import write_atomic
 COLUMNS = ("id", "prompt", "A", "B", "preferred", "sensible_A", "sensible_B", "comment", "reader")
 """Columns of the file, in order."""
 
-FILLED = ("preferred", "sensible_A", "sensible_B", "comment", "reader")
+READER_COLUMNS = ("preferred", "sensible_A", "sensible_B", "comment", "reader")
 """Columns that a reader fills in."""
 
 EMPTY = "(an empty answer)"
@@ -48,7 +48,7 @@ class Row:
     @property
     def filled(self) -> bool:
         """True if the reader wrote anything."""
-        return any(self.values[name] for name in FILLED)
+        return any(self.values[name] for name in READER_COLUMNS)
 
 
 def check_suffix(path: Path) -> None:
@@ -88,9 +88,9 @@ def read_rows(path: Path) -> list[Row]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the name") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; save it again as “CSV UTF-8”") from None
-    plain = _read_jsonl(path, text) if path.suffix.lower() == ".jsonl" else _read_csv(text)
+    numbered_rows = _read_jsonl(path, text) if path.suffix.lower() == ".jsonl" else _read_csv(text)
     rows = []
-    for line, values in plain:
+    for line, values in numbered_rows:
         by_name = {str(k).strip().lower(): v for k, v in values.items() if k is not None}
         if not any(map(_text, by_name.values())):
             continue
@@ -105,10 +105,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def same_text(cell: str, answer: str) -> bool:
     """True if a cell contains this answer; white space and spreadsheets' changes to text do not count."""
-    return _bare(cell) == _bare(answer or EMPTY)
+    return _normalised(cell) == _normalised(answer or EMPTY)
 
 
-def _bare(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text.strip().removeprefix("'")).split())
 
 
@@ -117,8 +117,8 @@ def _text(value: Any) -> str:
 
 
 def _read_csv(text: str) -> list[tuple[int, dict[str, Any]]]:
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)  # spreadsheets save with the separator of their language
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)  # spreadsheets save with the separator of their language
     csv.field_size_limit(10_000_000)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     return [(reader.line_num, row) for row in reader]

@@ -49,18 +49,18 @@ ROUND_BEFORE = "the policy of the round before"
 T = TypeVar("T")
 
 
-def capability_set(config: RunConfig, where: Callable[[str], str]) -> CapabilitySet | None:
-    """The questions and texts of a recipe; None if it has no check. ``where`` looks up a data path.
+def capability_set(config: RunConfig, resolve_path: Callable[[str], str]) -> CapabilitySet | None:
+    """The questions and texts of a recipe; None if it has no check. ``resolve_path`` looks up a data path.
 
     Raises:
         DataError: see :func:`~trimtab.evals.load_capability`.
     """
     if config.capability is None:
         return None
-    return load_capability(None if config.capability.file is None else Path(where(config.capability.file)))
+    return load_capability(None if config.capability.file is None else Path(resolve_path(config.capability.file)))
 
 
-def _checked_before(context: Context, stage: str) -> Path | None:
+def _earlier_check(context: Context, stage: str) -> Path | None:
     """Folder of the stage that already measured the model that this stage starts from; None: no stage did."""
     if stage != "align":
         return None
@@ -84,13 +84,13 @@ class CapabilityCheck:
         if self._rows is None:
             return
         self._context, self._path = context, context.folder(stage) / FILE
-        before = _checked_before(context, stage)
-        earlier = ROUND_BEFORE if context.run.number > 1 else SFT
-        self._names = (BASE if before is None else earlier, SFT if stage == "sft" else POLICY)
+        earlier_check = _earlier_check(context, stage)
+        earlier_name = ROUND_BEFORE if context.run.number > 1 else SFT
+        self._names = (BASE if earlier_check is None else earlier_name, SFT if stage == "sft" else POLICY)
         heldout = context.folder("sft") / "heldout.jsonl"
         self._demonstrations = read_records(heldout, Demonstration) if context.config.sft is not None else []
-        if before is not None:
-            self._before = Capability.model_validate(read_json(before / FILE)["after"])
+        if earlier_check is not None:
+            self._before = Capability.model_validate(read_json(earlier_check / FILE)["after"])
         elif self._path.exists():  # an earlier attempt was interrupted in training
             self._before = Capability.model_validate(read_json(self._path)["before"])
         else:
@@ -116,17 +116,17 @@ class CapabilityCheck:
 @torch.no_grad()
 def measure_capability(role: Role, rows: CapabilitySet, demonstrations: Sequence[Demonstration] = ()) -> Capability:
     """Measure a model on a capability set and on the first held-out demonstrations."""
-    measuring = _Measuring(role)
+    measurement = _Measurement(role)
     return Capability(
-        margins=measuring.margins(rows.choices),
-        texts=measuring.text_losses(rows.texts),
-        demonstrations=measuring.demonstration_losses(demonstrations[:DEMONSTRATIONS]),
-        answers=measuring.answers(rows.open),
-        reasons=measuring.reasons,
+        margins=measurement.margins(rows.choices),
+        texts=measurement.text_losses(rows.texts),
+        demonstrations=measurement.demonstration_losses(demonstrations[:DEMONSTRATIONS]),
+        answers=measurement.answers(rows.open),
+        reasons=measurement.reasons,
     )
 
 
-class _Measuring:
+class _Measurement:
     """The parts of a capability check on one model, and why a part is incomplete.
 
     Args:
@@ -235,7 +235,7 @@ def response_logprobs(role: Role, encoded: Sequence[Encoded]) -> list[float]:
     starts = [e.response_mask.index(True) for e in encoded]
     device = role.backbone.device
     batch = collate([e.tokens for e in encoded], [e.response_mask for e in encoded], device, prompt_lengths=starts)
-    out = torch.zeros(batch.size)
+    sums = torch.zeros(batch.size)
     for index, part in batch.micro_batches(TOKENS):
-        out[index.cpu()] = role.logprobs(part).sum(dim=1).cpu()
-    return out.tolist()
+        sums[index.cpu()] = role.logprobs(part).sum(dim=1).cpu()
+    return sums.tolist()

@@ -180,10 +180,10 @@ class RewardStageConfig(RewardConfig):
     @property
     def shares(self) -> list[float]:
         """The part of the preferences that each language model learns from; the held-out one comes last."""
-        climbed = 0.5 if self.split else 1.0
-        shares = [climbed]
+        policy_share = 0.5 if self.split else 1.0
+        shares = [policy_share]
         if self.ensemble is not None:
-            shares = [climbed / (2 if self.ensemble.halves else 1)] * self.ensemble.members
+            shares = [policy_share / (2 if self.ensemble.halves else 1)] * self.ensemble.members
         return shares + ([0.5] if self.split else [])
 
 
@@ -304,8 +304,8 @@ class RunConfig(Config):
     @property
     def people_of_hybrid(self) -> str:
         """Who labels in addition to the AI: ``simulated``, ``app``, or a file."""
-        given = None if self.label is None else self.label.people
-        return given or ("simulated" if self.gold else "app")
+        source = None if self.label is None else self.label.people
+        return source or ("simulated" if self.gold else "app")
 
     @model_validator(mode="after")
     def _limit_a_reward_model(self) -> Self:
@@ -314,8 +314,8 @@ class RunConfig(Config):
         if isinstance(align, GdpoConfig):  # GDPO has no score to clip
             return self
         if isinstance(align, PolicyGradientConfig) and "score_clip" not in align.model_fields_set:
-            alone = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
-            clip = REWARD_MODEL_CLIP if alone else None
+            only_models = all(isinstance(source, ModelReward) for source in (self.rewards or {}).values())
+            clip = REWARD_MODEL_CLIP if only_models else None
             object.__setattr__(self, "align", align.model_copy(update={"score_clip": clip}))
         return self
 

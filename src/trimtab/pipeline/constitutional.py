@@ -56,7 +56,7 @@ class RevisionFacts(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_an_early_version(cls, values: Any) -> Any:
+    def _add_missing_fields(cls, values: Any) -> Any:
         """Fill in fields that early versions did not write; a default would not do, as defaults are never written."""
         return {"unrendered": 0, **values} if isinstance(values, dict) else values
 
@@ -78,8 +78,8 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
     config, folder = context.config.revise, context.folder("revise")
     assert config is not None and context.config.data.redteam is not None
     constitution = read_constitution(context)
-    aside = {p.id for p in context.redteam_heldout()}
-    prompts = [p for p in context.load(context.config.data.redteam, Prompt).records if p.id not in aside]
+    heldout_ids = {p.id for p in context.redteam_heldout()}
+    prompts = [p for p in context.load(context.config.data.redteam, Prompt).records if p.id not in heldout_ids]
     prompts = prompts[: config.prompts] if config.prompts else prompts
     if not prompts:
         raise DataError(f"{context.config.data.redteam}: no prompt left that is not in data.redteam_heldout")
@@ -95,20 +95,20 @@ def run_revise(context: Context) -> tuple[Counts, list[str]]:
         Journal(context.run.first.path / "replies" / "revise.jsonl") as journal,
         context.ui.bar("critique and revision") as bar,
     ):
-        asker, identity["judge"] = open_judge(config.judge, journal, context.config.model)
+        ask, identity["judge"] = open_judge(config.judge, journal, context.config.model)
         if isinstance(config.judge, LocalJudge) and config.judge.model is None:
-            asker = LocalAsk(backbone, context.config.model.name)
+            ask = LocalAsk(backbone, context.config.model.name)
         seed = context.seed("principles") + config.seed
         result = revise(
-            prompts, constitution, writer, asker, config.model_copy(update={"seed": seed}),
+            prompts, constitution, writer, ask, config.model_copy(update={"seed": seed}),
             identity=identity, journal=journal, progress=lambda done, total: bar.update(done, total),
         )  # fmt: skip
     helpful: list[Demonstration] = []
     if context.config.data.demonstrations:
         helpful = list(context.load(context.config.data.demonstrations, Demonstration).records)
         if config.helpful is not None and result.demonstrations:
-            wanted = min(len(helpful), round(config.helpful * len(result.demonstrations)))
-            helpful = random.Random(context.seed("helpful")).sample(helpful, wanted)
+            count = min(len(helpful), round(config.helpful * len(result.demonstrations)))
+            helpful = random.Random(context.seed("helpful")).sample(helpful, count)
     if not (result.demonstrations or helpful):
         raise DataError(
             f"no revision was better ({result.counts}) and there is no helpful data, so SFT has nothing to learn from; "
@@ -214,7 +214,7 @@ def run_balance(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _by_words(answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Rollout]], seed: int) -> list[Measure]:
-    everything = {n: [*answers[n], *benign[n]] for n in answers}
+    all_answers = {n: [*answers[n], *benign[n]] for n in answers}
 
     def count(rollouts: Mapping[str, list[Rollout]], test: Callable[[Rollout], bool]) -> Any:
         return [[float(test(r)) for r in rollouts[n]] for n in ("base", "policy")]
@@ -230,7 +230,7 @@ def _by_words(answers: Mapping[str, list[Rollout]], benign: Mapping[str, list[Ro
         ),
         measure(
             "preachiness", "proxy by words: answers with a moralising or warning phrase",
-            *count(everything, lambda r: preaches(r.text)), better="down", seed=seed,
+            *count(all_answers, lambda r: preaches(r.text)), better="down", seed=seed,
         ),
     ]  # fmt: skip
 
@@ -249,12 +249,12 @@ def _by_judge(
         except ConfigError:
             context.ui.say(f"  the constitution has no principle tagged {tag!r}: {name} is measured by words only")
             continue
-        used = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
+        compared = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
         context.ui.say(f"  {name}, by a judge with the principles tagged {tag!r}")
-        items, sure = [], []
-        for before, after in zip(used["base"], used["policy"], strict=True):
+        items, identical = [], []
+        for before, after in zip(compared["base"], compared["policy"], strict=True):
             if before.text == after.text:
-                sure.append(0.5)
+                identical.append(0.5)
                 continue
             item = Comparison.of(before.prompt, [after.completion, before.completion])
             items.append(item.model_copy(update={"id": content_id("balance", item.id)}))
@@ -264,10 +264,10 @@ def _by_judge(
         )  # fmt: skip
         p = [first_better(j) for j in judged["judge"].judgements]
         answered = [x for x in p if x is not None]
-        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + sure
-        on = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
+        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + identical
+        kind = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
         missing = f", {len(p) - len(answered)} without an answer" if len(answered) < len(p) else ""
-        how = f"proxy by judge: {on} prompts on which it prefers this model's answer by {tag} principles{missing}"
+        how = f"proxy by judge: {kind} prompts on which it prefers this model's answer by {tag} principles{missing}"
         if wins:
             seed = context.seed("balance")
             # The judge measures the opposite of preachiness, so that higher is better for every measure by the judge.

@@ -135,10 +135,10 @@ class Context:
 
     def prompts(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Prompts for sampling and alignment, without held-out prompts; and counts of those left out."""
-        everything, held = self._split_prompts()
-        known = {p.id for p in held} | {p.id for p in self.redteam_heldout()}
-        remaining = [p for p in everything if p.id not in known]
-        return self._fitting(remaining, chat, room, {"heldout": len(everything) - len(remaining)})
+        all_prompts, heldout = self._split_prompts()
+        heldout_ids = {p.id for p in heldout} | {p.id for p in self.redteam_heldout()}
+        remaining = [p for p in all_prompts if p.id not in heldout_ids]
+        return self._fitting(remaining, chat, room, {"heldout": len(all_prompts) - len(remaining)})
 
     def heldout(self, chat: Chat, room: int) -> tuple[list[Prompt], dict[str, int]]:
         """Held-out prompts for the evaluation; and counts of those left out."""
@@ -162,11 +162,11 @@ class Context:
     def _split_prompts(self) -> tuple[list[Prompt], list[Prompt]]:
         data = self.config.data
         source = data.prompts or data.preferences or data.ratings
-        everything = list(self.load(source, Prompt).records) if source else []
+        all_prompts = list(self.load(source, Prompt).records) if source else []
         if data.heldout:
-            return everything, list(self.load(data.heldout, Prompt).records)
-        held = held_out([p.id for p in everything], data.heldout_share, self.seed("heldout"))
-        return everything, [everything[i] for i in held]
+            return all_prompts, list(self.load(data.heldout, Prompt).records)
+        heldout = held_out([p.id for p in all_prompts], data.heldout_share, self.seed("heldout"))
+        return all_prompts, [all_prompts[i] for i in heldout]
 
     def _fitting(
         self, prompts: Sequence[Prompt], chat: Chat, room: int, counts: dict[str, int]
@@ -239,13 +239,13 @@ def _merge(backbone: Backbone, name: str, adapter: AdapterConfig, folder: Path) 
     backbone.merge(name)
 
 
-def _reasons(unrendered: Mapping[str, str], before: str) -> str:
+def _reasons(unrendered: Mapping[str, str], prefix: str) -> str:
     """A message: how many rows cannot be rendered, and the first ones with their reasons; empty if there are none."""
     if not unrendered:
         return ""
     listed = "; ".join(f"{row}: {reason}" for row, reason in list(unrendered.items())[:LISTED])
     more = len(unrendered) - LISTED
-    return f"{before}{len(unrendered)} cannot be rendered ({listed}{f'; and {more} more' if more > 0 else ''})"
+    return f"{prefix}{len(unrendered)} cannot be rendered ({listed}{f'; and {more} more' if more > 0 else ''})"
 
 
 class StageSession(Session):

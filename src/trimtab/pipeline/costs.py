@@ -231,8 +231,8 @@ def preferences_cost(sizing: Sizing) -> Cost:
     label = sizing.config.label
     if label is not None and label.source == "votes":
         return Cost(what="a preference for each comparison")
-    without = f", without {', '.join(label.without)}" if label is not None and label.without else ""
-    return Cost(what=f"{sizing.preferences[0]} preferences{without}")
+    exclusions = f", without {', '.join(label.without)}" if label is not None and label.without else ""
+    return Cost(what=f"{sizing.preferences[0]} preferences{exclusions}")
 
 
 def reward_cost(sizing: Sizing) -> Cost:
@@ -261,16 +261,16 @@ def process_cost(sizing: Sizing) -> Cost:
     assert process is not None
     path = sizing.file(data.steps)
     count = 0 if path is None else len(load_steps(path, limit=data.limit).records)
-    drawn, what, rollouts = 0, "", process.rollouts
+    drawn, drawing, rollouts = 0, "", process.rollouts
     if rollouts is not None:
         answers = min(rollouts.prompts or sizing.prompts, sizing.prompts) * rollouts.answers
         drawn = answers * (1 + STEPS * rollouts.tries)
-        count, what = count + answers, f"; {answers} of them drawn, with {rollouts.tries} rollouts from each step"
+        count, drawing = count + answers, f"; {answers} of them drawn, with {rollouts.tries} rollouts from each step"
     count = round(count * (1 - process.holdout))
     lower, upper = sizing.training(process.adapter, head=False)
     tokens = count * TOKENS
     return Cost(
-        what=f"{count} solutions, {process.batch} a step{what}",
+        what=f"{count} solutions, {process.batch} a step{drawing}",
         updates=round(-(-count // process.batch) * process.epochs),
         tokens=tokens + drawn * ANSWER,
         flops=tokens * (lower + upper) * process.epochs + drawn * TOKENS * sizing.forward,
@@ -300,8 +300,8 @@ def _offline_cost(sizing: Sizing, align: PairConfig | KtoConfig) -> Cost:
     else:
         reference = 0.0 if not OFFLINE[align.method].reference else upper / 2
         reference *= 1 if align.reference_update is None else align.epochs  # in every step, or once
-        again = align.epochs * upper / 2 if OFFLINE[align.method].mean_ratio(align) else 0.0
-        items, flops = count, tokens * (lower + upper * align.epochs + reference + again)
+        second_pass = align.epochs * upper / 2 if OFFLINE[align.method].mean_ratio(align) else 0.0
+        items, flops = count, tokens * (lower + upper * align.epochs + reference + second_pass)
     return Cost(
         what=f"{count} {what.format(answers)}, {align.batch} a step",
         updates=round(-(-items // align.batch) * align.epochs),

@@ -171,8 +171,8 @@ def _add_proxy(
     groups = list(zip(*answers.values(), strict=True))
     cost = constrained_reward(context.config.model_dump(mode="json"))
     scored = iter(
-        {"proxy": rewards.total(whole)} | ({} if cost is None else {COST: whole[cost]})
-        for whole in _whole_rewards(context, rewards, [r for group in groups for r in group])
+        {"proxy": rewards.total(named)} | ({} if cost is None else {COST: named[cost]})
+        for named in _named_rewards(context, rewards, [r for group in groups for r in group])
     )
     rated = [[replace(r, rewards=r.rewards | next(scored)) for r in group] for group in groups]
     return {name: [group[i] for group in rated] for i, name in enumerate(answers)}
@@ -184,18 +184,18 @@ def _gain(context: Context, chat: Chat, rewards: NamedRewards, answers: Mapping[
     changed: dict[tuple[str, int, int], Rollout] = {}
     for feature in REMOVALS:
         for number, rollouts in enumerate(models):
-            for place, rollout in enumerate(rollouts):
+            for index, rollout in enumerate(rollouts):
                 text = edited(rollout.text, feature)
                 if text is not None:
                     tokens = chat.answer_tokens(rollout.prompt.messages, text, rollout.finish_reason)
-                    changed[feature, number, place] = replace(rollout, text=text, tokens=tokens, logprobs=[], values=[])
+                    changed[feature, number, index] = replace(rollout, text=text, tokens=tokens, logprobs=[], values=[])
     scores = dict(zip(changed, _scores(context, rewards, list(changed.values())), strict=True))
-    without = {
+    scores_without = {
         feature: tuple([scores.get((feature, number, i)) for i in range(len(r))] for number, r in enumerate(models))
         for feature in REMOVALS
     }
     before, after = ([r.rewards["proxy"] for r in rollouts] for rollouts in models)
-    return gain_parts(before, after, without, seed=context.seed("evaluate"))  # type: ignore[arg-type]
+    return gain_parts(before, after, scores_without, seed=context.seed("evaluate"))  # type: ignore[arg-type]
 
 
 def _say(context: Context, result: Evaluation) -> None:
@@ -219,10 +219,10 @@ def _say(context: Context, result: Evaluation) -> None:
 
 def _scores(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[float]:
     """Total reward of each answer."""
-    return [rewards.total(whole) for whole in _whole_rewards(context, rewards, rollouts)]
+    return [rewards.total(named) for named in _named_rewards(context, rewards, rollouts)]
 
 
-def _whole_rewards(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
+def _named_rewards(context: Context, rewards: NamedRewards, rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
     """The named rewards of each answer, in batches of the size used in training."""
     align = context.config.align
     size = align.prompts * align.group if isinstance(align, OnlineConfig) else CHUNK
@@ -249,11 +249,11 @@ def kl_per_answer(
     """Log π(answer) − log ref(answer) of each rollout, in nats; each is one sample of the KL per answer."""
     batch = tokens_of(rollouts, reference.backbone.device)
     sampled = scatter([r.logprobs for r in rollouts], batch.response_mask)
-    out = torch.zeros(batch.size)
+    sums = torch.zeros(batch.size)
     for index, part in batch.micro_batches(PASS_TOKENS):
         logprobs = reference.logprobs(part, temperature=temperature or 1.0, states=states)
-        out[index.cpu()] = (sampled[index, : logprobs.shape[1]] - logprobs).sum(dim=1).cpu()
-    return out.tolist()
+        sums[index.cpu()] = (sampled[index, : logprobs.shape[1]] - logprobs).sum(dim=1).cpu()
+    return sums.tolist()
 
 
 @torch.no_grad()

@@ -125,12 +125,12 @@ class _Source:
             run = run.first
         elif run.number == 1:
             run = run.newest()
-        own = run.stage(name) / "config.yaml"
-        config = load_recipe(own if own.is_file() else path / "config.yaml")
+        stage_config = run.stage(name) / "config.yaml"
+        config = load_recipe(stage_config if stage_config.is_file() else path / "config.yaml")
         trained = {"sft": config.sft, "policy": config.align, "reward": config.reward}
         if trained[stage] is None:
-            others = [other for other, there in trained.items() if there is not None]
-            hint = f"it has {', '.join(others)}" if others else "it trains nothing"
+            available = [model for model, section in trained.items() if section is not None]
+            hint = f"it has {', '.join(available)}" if available else "it trains nothing"
             raise ConfigError(f"{path}: the recipe has no section {name!r}, so there is no {stage} model; {hint}")
         needed = [name] if stage == "sft" or config.sft is None else ["sft", name]
         if stage == "reward" and config.reward is not None and config.reward.model is not None:
@@ -154,8 +154,8 @@ class _Source:
     def parts(self) -> list[tuple[str, Path, AdapterConfig]]:
         """The stages trained on the pretrained model, in order: each stage's name, folder and adapter."""
         config = self.config
-        own = self.stage == "reward" and config.reward is not None and config.reward.model is not None
-        parts = [] if own else start_parts(self.run, config)
+        separate_model = self.stage == "reward" and config.reward is not None and config.reward.model is not None
+        parts = [] if separate_model else start_parts(self.run, config)
         if self.stage == "sft":
             return parts
         section = config.align if self.stage == "policy" else config.reward
@@ -196,8 +196,8 @@ class _Source:
 def _check_finished(run: RunFolder, name: str) -> None:
     status = run.status(name)
     if status is None or status.state != "done":
-        how = "has not been run" if status is None else "is not finished"
-        raise ConfigError(f"{run.path}: stage {name!r} {how}; run the recipe (`trimtab run RECIPE`) and export then")
+        state = "has not been run" if status is None else "is not finished"
+        raise ConfigError(f"{run.path}: stage {name!r} {state}; run the recipe (`trimtab run RECIPE`) and export then")
     weights = run.stage(name) / "weights.safetensors"
     if not weights.is_file() or sha256_file(weights) != (status.outputs or {}).get(weights.name):
         raise CheckpointError(f"{weights}: missing or not as the run wrote it; delete {weights.parent} and run again")
@@ -221,9 +221,9 @@ def _write_merged(source: _Source, target: Path) -> None:
         _make_classifier(config, tokenizer, backbone.chat)
         config.reward_bias = float(role.scalar.bias.detach()[0])  # a length head is not exported
         state["score.weight"] = role.scalar.weight.detach()[:1].cpu()
-        model = _filled(AutoModelForSequenceClassification, config, state)
+        model = _with_weights(AutoModelForSequenceClassification, config, state)
     else:
-        model = _filled(AutoModelForCausalLM, config, state)
+        model = _with_weights(AutoModelForCausalLM, config, state)
         model.generation_config = generation_config(backbone.chat, source.config)
     with storage_errors(target):
         model.save_pretrained(target)
@@ -233,12 +233,12 @@ def _write_merged(source: _Source, target: Path) -> None:
 def _plain_config(config: Any) -> Any:
     """A model's configuration without the place it was loaded from."""
     unwanted = ("quantization_config", "_name_or_path")
-    plain = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in unwanted})
-    plain.dtype = torch.float32
-    return plain
+    cleaned = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in unwanted})
+    cleaned.dtype = torch.float32
+    return cleaned
 
 
-def _filled(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
+def _with_weights(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
     """A model with this configuration and exactly these weights."""
     try:
         with torch.device("meta"):
@@ -246,11 +246,11 @@ def _filled(auto: Any, config: Any, state: dict[str, Tensor]) -> Any:
     except ValueError:
         kind = type(config).__name__
         raise ModelError(f"transformers has no {auto.__name__} for {kind}, so this model cannot be exported") from None
-    wanted = set(model.state_dict())
-    missing = wanted - set(state)
+    expected = set(model.state_dict())
+    missing = expected - set(state)
     if missing:
         raise ModelError(f"the exported model would lack {len(missing)} weights, for example {min(missing)!r}")
-    model.load_state_dict({k: v for k, v in state.items() if k in wanted}, assign=True)
+    model.load_state_dict({k: v for k, v in state.items() if k in expected}, assign=True)
     model.tie_weights()
     return model
 
@@ -354,16 +354,16 @@ def joined_adapters(adapters: list[tuple[AdapterConfig, dict[str, Tensor]]]) -> 
     joined: dict[str, Tensor] = {}
     first = 0
     for adapter, tensors in adapters:
-        own = slice(first, first + adapter.rank)
+        part = slice(first, first + adapter.rank)
         for name, a in tensors.items():
             if not name.endswith(".lora_A.adapter.weight"):
                 continue
             module = name.removesuffix(".lora_A.adapter.weight")
             b, experts = tensors[f"{module}.lora_B.adapter.weight"], len(a) // adapter.rank
-            wide = joined.setdefault(f"{module}.lora_A.weight", a.new_zeros(experts * rank, a.shape[1]))
-            tall = joined.setdefault(f"{module}.lora_B.weight", b.new_zeros(len(b), rank * experts))
-            wide.view(experts, rank, -1)[:, own] = a.view(experts, adapter.rank, -1)
-            tall.view(-1, rank, experts)[:, own] = adapter.alpha / adapter.rank * b.view(-1, adapter.rank, experts)
+            all_a = joined.setdefault(f"{module}.lora_A.weight", a.new_zeros(experts * rank, a.shape[1]))
+            all_b = joined.setdefault(f"{module}.lora_B.weight", b.new_zeros(len(b), rank * experts))
+            all_a.view(experts, rank, -1)[:, part] = a.view(experts, adapter.rank, -1)
+            all_b.view(-1, rank, experts)[:, part] = adapter.alpha / adapter.rank * b.view(-1, adapter.rank, experts)
         first += adapter.rank
     return joined
 
@@ -381,7 +381,7 @@ def _targets(adapted: set[str], config: Any) -> dict[str, Any]:
     for name in sorted({name.replace(".base_layer", "") for name in adapted}):
         module = model.get_submodule(name)
         if not isinstance(module, nn.Linear | Conv1D):
-            parameters += [f"{name}.{own}" for own, p in module.named_parameters(recurse=False) if p.dim() == 3]
+            parameters += [f"{name}.{leaf}" for leaf, p in module.named_parameters(recurse=False) if p.dim() == 3]
         elif _translated(name, model):
             parameters.append(f"{name}.weight")
         else:
@@ -408,8 +408,8 @@ def _translated(layer: str, model: Any) -> bool:
 
 def _converter(folder: Path) -> Path:
     """Path of llama.cpp's converter: on ``PATH``, or in the folder that ``LLAMA_CPP`` names."""
-    places = [shutil.which(CONVERTER), str(Path(os.environ.get("LLAMA_CPP", "")) / CONVERTER)]
-    path = next((Path(place) for place in places if place and Path(place).is_file()), None)
+    candidates = [shutil.which(CONVERTER), str(Path(os.environ.get("LLAMA_CPP", "")) / CONVERTER)]
+    path = next((Path(candidate) for candidate in candidates if candidate and Path(candidate).is_file()), None)
     if path is None:
         raise ConfigError(
             f"--gguf needs llama.cpp's {CONVERTER}, which is neither on PATH nor in the folder that the variable "
@@ -420,9 +420,9 @@ def _converter(folder: Path) -> Path:
 
 
 def _convert(converter: Path, folder: Path) -> None:
-    start = [str(converter)] if os.access(converter, os.X_OK) else [sys.executable, str(converter)]
-    command = [*start, str(folder), "--outfile", str(folder / "model.gguf")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not (folder / "model.gguf").is_file():
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+    program = [str(converter)] if os.access(converter, os.X_OK) else [sys.executable, str(converter)]
+    command = [*program, str(folder), "--outfile", str(folder / "model.gguf")]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode or not (folder / "model.gguf").is_file():
+        lines = (completed.stderr or completed.stdout).strip().splitlines() or ["no message"]
         raise ModelError(f"{converter}: could not convert the model ({lines[-1][:300]}); export without --gguf")

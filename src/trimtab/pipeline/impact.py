@@ -43,9 +43,9 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     for name, entry in result.judges.items():
         try:
             lines = (folder / entry.replies).read_text(encoding="utf-8").split("\n")
-            known = {json.loads(line)["key"].partition(CUT)[0] for line in lines if line.endswith("}")}
+            known_keys = {json.loads(line)["key"].partition(CUT)[0] for line in lines if line.endswith("}")}
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder / entry.replies}: cannot be read ({error})") from None
         keys = {q.key for item in items for q in questions_of(item, constitution, config, entry.identity)}
-        counts[name] = {"questions": len(keys), "again": len(keys - known)}
+        counts[name] = {"questions": len(keys), "again": len(keys - known_keys)}
     return counts

@@ -121,12 +121,12 @@ class LocalAsk:
 
         fitting: list[tuple[Question, list[int]]] = []
         for question in questions:
-            room = self.reason_tokens + 8 if question.reason else 8
+            answer_tokens = self.reason_tokens + 8 if question.reason else 8
             try:
                 tokens = self._tokens(question)
             except TooLongError:
                 tokens = []
-            if tokens and len(tokens) + room <= self.backbone.chat.context:
+            if tokens and len(tokens) + answer_tokens <= self.backbone.chat.context:
                 fitting.append((question, tokens))
             else:
                 keep({question.key: Reply(failure="too long", model=self.name)})
@@ -142,8 +142,8 @@ class LocalAsk:
             nonlocal started
             seconds, started = time.monotonic() - started, time.monotonic()
             replies = {}
-            for place, numbers in logprobs.items():
-                question, tokens = fitting[place]
+            for index, numbers in logprobs.items():
+                question, tokens = fitting[index]
                 thought = thoughts.get(question.key, "")
                 replies[question.key] = Reply(
                     probabilities=_normalised(numbers),
@@ -167,8 +167,8 @@ class LocalAsk:
         except DataError:  # some templates have no system role
             if question.messages[0].role != "system" or len(question.messages) < 2:
                 raise
-            system, first, *others = question.messages
-            return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *others])
+            system, first, *rest = question.messages
+            return chat.prompt([first.model_copy(update={"content": f"{system.content}\n\n{first.content}"}), *rest])
 
     def _think(self, questions: Sequence[Question]) -> dict[str, str]:
         """Chains of thought by greedy decoding, without the answer at their end."""
@@ -272,18 +272,18 @@ def judge_items(
     # edit.
     for name, judged in judged_by.items():
         write_records(_verdicts(folder, name), judged.verdicts)
-    everything = [j for judged in judged_by.values() for j in judged.judgements]
-    write_records(folder / "judgements.jsonl", everything)
-    together = None
+    all_judgements = [j for judged in judged_by.values() for j in judged.judgements]
+    write_records(folder / "judgements.jsonl", all_judgements)
+    combined = None
     if len(judges) > 1:
-        compared = against_people(items, ensemble(items, everything), people, seed=seed) if people else None
-        together = Together(judges=tuple(judges), people=compared)
+        compared = against_people(items, ensemble(items, all_judgements), people, seed=seed) if people else None
+        combined = Together(judges=tuple(judges), people=compared)
         ui.say("  all judges together:")
         for line in people_lines(compared):
             ui.say(f"    {line}")
     version = ConstitutionVersion(name=constitution.name, version=constitution.version)
     settings = config.model_dump(mode="json")
-    write_judge_result(folder, JudgeResult(constitution=version, settings=settings, judges=entries, ensemble=together))
+    write_judge_result(folder, JudgeResult(constitution=version, settings=settings, judges=entries, ensemble=combined))
     return judged_by
 
 
@@ -322,15 +322,15 @@ def compare_again(folder: Path, people: Sequence[Judgement], *, seed: int = 0) -
     items = read_records(folder / "comparisons.jsonl", Comparison)
     judgements = read_records(folder / "judgements.jsonl", Judgement)
     result = read_judge_result(folder)
-    comparisons, entries, together = {}, {}, result.ensemble
+    comparisons, entries, combined = {}, {}, result.ensemble
     for name, entry in result.judges.items():
         by_judge = [j for j in judgements if j.annotator == name]
         comparisons[name] = against_people(items, by_judge, people, seed=seed)
         entries[name] = entry.model_copy(update={"people": comparisons[name]})
-    if together is not None:
+    if combined is not None:
         compared = comparisons["all together"] = against_people(items, ensemble(items, judgements), people, seed=seed)
-        together = together.model_copy(update={"people": compared})
-    write_judge_result(folder, result.model_copy(update={"judges": entries, "ensemble": together}))
+        combined = combined.model_copy(update={"people": compared})
+    write_judge_result(folder, result.model_copy(update={"judges": entries, "ensemble": combined}))
     return comparisons
 
 
@@ -372,21 +372,21 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
     loaded = read(source, kind=Record, format=format, limit=limit)
     items: dict[str, Comparison] = {}
     labels: list[Judgement] = []
-    other = again = 0
+    too_few = repeated = 0
     for record in loaded.records:
         if isinstance(record, Judgement):
             labels.append(record)
             continue
         answers = list(getattr(record, "completions", ()))
         if len(answers) < 2:
-            other += 1
+            too_few += 1
             continue
         prompt: Prompt = getattr(record, "prompt")  # noqa: B009
         order = list(range(len(answers)))
         if not isinstance(record, Comparison):
             order.sort(key=lambda i: content_id("order", answers[i].text))
         item = record if isinstance(record, Comparison) else Comparison.of(prompt, [answers[i] for i in order])
-        again += item.id in items
+        repeated += item.id in items
         items.setdefault(item.id, item)
         ranks = getattr(record, "ranks", None)
         if ranks is not None:
@@ -406,10 +406,10 @@ def read_items(source: str, *, format: str, limit: int | None) -> tuple[list[Com
         lines.append(
             f"{source}: {len(loaded.refused)} of {loaded.rows} rows refused (first: {loaded.refused[0].reason})"
         )
-    if other:
-        lines.append(f"{source}: {other} records have fewer than two answers; left out")
-    if again:
-        lines.append(f"{source}: {again} repeated items; judged once")
+    if too_few:
+        lines.append(f"{source}: {too_few} records have fewer than two answers; left out")
+    if repeated:
+        lines.append(f"{source}: {repeated} repeated items; judged once")
     if not items:
         raise DataError(f"{source}: nothing to judge: no row has a prompt with two answers")
     return list(items.values()), labels, lines

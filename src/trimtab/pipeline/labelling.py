@@ -109,9 +109,9 @@ def sample_in_chunks(
     return rollouts
 
 
-def _show_share(bar: Bar, before: int, total: int, ranks: int, drawn: int, _: int) -> None:
+def _show_share(bar: Bar, finished: int, total: int, ranks: int, drawn: int, _: int) -> None:
     """Show the answers of earlier chunks plus, for each rank, as many as this rank has drawn."""
-    bar.update(before + drawn * ranks, total)
+    bar.update(finished + drawn * ranks, total)
 
 
 def run_label(context: Context) -> tuple[Counts, list[str]]:
@@ -143,13 +143,13 @@ def _ask_people(context: Context, config: HumanConfig) -> tuple[Counts, list[str
 
     items = read_records(context.folder("sample") / "comparisons.jsonl", Comparison)
     with AppPeople(context, config) as people:
-        shown = people.fit(items)
-        people.ask(shown, config.overlap)
-        people.wait(shown, config.enough)
-        judgements, retired = people.judgements(shown)
+        fitting = people.fit(items)
+        people.ask(fitting, config.overlap)
+        people.wait(fitting, config.enough)
+        judgements, retired = people.judgements(fitting)
     write_records(context.folder("label") / "judgements.jsonl", judgements)
     sources = "+".join(sorted({j.source for j in judgements})) or "human"
-    left_out = len(items) - len(shown) + len(retired)
+    left_out = len(items) - len(fitting) + len(retired)
     counts = {"items": len(items), "judgements": len(judgements), "source": sources, "retired": left_out}
     return counts, ["judgements.jsonl"]
 
@@ -168,16 +168,16 @@ def run_preferences(context: Context) -> tuple[Counts, list[str]]:
         source = context.config.data.preferences
         assert source is not None
         loaded = context.load(source, Preference)
-        aside = context.set_aside()
-        read = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in aside]
-        preferences = of_criteria(read, objectives, source)
-        if note := unnamed(Counter(p.criterion for p in read), objectives) if objectives else None:
+        heldout_ids = context.set_aside()
+        usable = [p for p in loaded.records if Prompt.of(p.prompt.messages).id not in heldout_ids]
+        preferences = of_criteria(usable, objectives, source)
+        if note := unnamed(Counter(p.criterion for p in usable), objectives) if objectives else None:
             context.ui.say(f"  {note}")
         write_records(folder / "preferences.jsonl", preferences)
         counts = {"preferences": len(preferences), "refused": len(loaded.refused)}
         if objectives:
-            counts["other_criteria"] = len(read) - len(preferences)
-        return counts | {"set_aside": len(loaded.records) - len(read)}, ["preferences.jsonl"]
+            counts["other_criteria"] = len(usable) - len(preferences)
+        return counts | {"set_aside": len(loaded.records) - len(usable)}, ["preferences.jsonl"]
     items = compared_answers(context)
     stored = read_records(context.folder("label") / "judgements.jsonl", Judgement)
     judgements = [j for j in stored if j.annotator not in context.config.label.without]
@@ -218,7 +218,7 @@ def _by_objective(
     """Preferences by each criterion, in the order of the items; an item has one for each criterion it was judged by."""
     assert context.config.label is not None
     config, folder = context.config.label.aggregate, context.folder("preferences")
-    place = {item.id: number for number, item in enumerate(items)}
+    position = {item.id: number for number, item in enumerate(items)}
     counts: Counts = {}
     preferences: list[Preference] = []
     agreement: dict[str, dict[str, object]] = {}
@@ -231,15 +231,15 @@ def _by_objective(
             context.ui.say(f"  {objective}: {note}")
         estimates = agreement_report(items, judgements, criterion=objective, seed=context.seed("agreement"))
         agreement[objective] = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
-    preferences.sort(key=lambda p: place[p.id])
-    several = [p.model_copy(update={"id": f"{p.id}/{p.criterion}"}) for p in preferences]
-    write_records(folder / "preferences.jsonl", several)
+    preferences.sort(key=lambda p: position[p.id])
+    written = [p.model_copy(update={"id": f"{p.id}/{p.criterion}"}) for p in preferences]
+    write_records(folder / "preferences.jsonl", written)
     write_json(folder / "agreement.json", agreement[objectives[0]])
     write_json(folder / "agreement-by-objective.json", agreement)
     judged = Counter(j.criterion for j in judgements if j.ranks is not None)
     if note := unnamed(judged, objectives):
         context.ui.say(f"  {note}")
     context.ui.say(f"  the report's agreement of annotators is that about {objectives[0]!r}, the first objective")
-    counts = {"preferences": len(several)} | counts
+    counts = {"preferences": len(written)} | counts
     counts["judgements of other criteria"] = sum(n for name, n in judged.items() if name not in objectives)
     return counts, ["preferences.jsonl", "agreement.json", "agreement-by-objective.json"]

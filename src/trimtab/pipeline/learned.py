@@ -54,21 +54,21 @@ def write_learned(
     """
     rounds = _rounds(context)
 
-    def of_model(model: str, given: Sequence[int]) -> Iterator[Learned]:
-        steps = _steps(context, stage, model, given, rankings, batch=batch, ties=ties)
-        places = set(given)
+    def of_model(model: str, indices: Sequence[int]) -> Iterator[Learned]:
+        steps = _steps(context, stage, model, indices, rankings, batch=batch, ties=ties)
+        given_indices = set(indices)
         for i, p in enumerate(preferences):
             yield Learned(
                 model=model,
                 preference=p.id,
                 round=rounds.get((p.id, p.judgements), context.run.number),
                 judgements=p.judgements,
-                part="train" if i in steps else "nothing_to_learn" if i in places else "held_out",
+                part="train" if i in steps else "nothing_to_learn" if i in given_indices else "held_out",
                 steps=tuple(step + 1 for step in steps.get(i, ())),
             )
 
     write_records(
-        context.folder(stage) / LEARNED, (row for name, given in models.items() for row in of_model(name, given))
+        context.folder(stage) / LEARNED, (row for name, indices in models.items() for row in of_model(name, indices))
     )
     return LEARNED
 
@@ -77,14 +77,14 @@ def _steps(
     context: Context,
     stage: str,
     model: str,
-    given: Sequence[int],
+    indices: Sequence[int],
     rankings: Sequence[Ranking],
     *,
     batch: int,
     ties: bool,
 ) -> dict[int, Sequence[int]]:
     """Optimiser steps, from 0, that each learned preference is in; empty for a bag of words, which has no steps."""
-    learned = [given[i] for i in learnable([rankings[i] for i in given], ties=ties)]
+    learned = [indices[i] for i in learnable([rankings[i] for i in indices], ties=ties)]
     part = "" if model == stage else model
     log = read_metrics(context.folder(stage) / part / "metrics.jsonl")
     if not log:

@@ -98,8 +98,8 @@ def run_sft(context: Context) -> tuple[Counts, list[str]]:
     else:
         loaded = context.load(source, Demonstration)
     data = context.config.data
-    aside = context.set_aside() if data.demonstrations is None or data.heldout is None else set()
-    records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in aside]
+    heldout_ids = context.set_aside() if data.demonstrations is None or data.heldout is None else set()
+    records = [r for r in loaded.records if Prompt.of(r.messages[:-1]).id not in heldout_ids]
     usable, encoded = [], []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
@@ -269,18 +269,20 @@ def _augment(
     """Add copies of training preferences; each part gets the copies of its own preferences."""
     config = context.config.reward
     assert config is not None and config.augment is not None
-    own = [preferences[i] for i in train]
-    copies, origins, made = augmented(own, config.augment, ties=config.ties, seed=context.seed("augment"))
+    training = [preferences[i] for i in train]
+    copies, origins, counts_by_kind = augmented(
+        training, config.augment, ties=config.ties, seed=context.seed("augment")
+    )
     encoded, used, _ = encode_preferences(chat, copies, ties=config.ties, objectives=config.objectives)
-    place = {id(p): len(preferences) + i for i, p in enumerate(used)}
-    copied: dict[int, list[int]] = {}
+    copy_index = {id(p): len(preferences) + i for i, p in enumerate(used)}
+    copies_of: dict[int, list[int]] = {}
     for copy, origin in zip(copies, origins, strict=True):
-        if id(copy) in place:
-            copied.setdefault(train[origin], []).append(place[id(copy)])
+        if id(copy) in copy_index:
+            copies_of.setdefault(train[origin], []).append(copy_index[id(copy)])
     parts = [
-        replace(part, places=[*part.places, *(c for i in part.places for c in copied.get(i, ()))]) for part in parts
+        replace(part, places=[*part.places, *(c for i in part.places for c in copies_of.get(i, ()))]) for part in parts
     ]
-    counts: Counts = {f"copies: {kind}": n for kind, n in made.items()}
+    counts: Counts = {f"copies: {kind}": n for kind, n in counts_by_kind.items()}
     counts["copies left out: too long, or the same tokens"] = len(copies) - len(used)
     context.ui.say("  " + ", ".join(f"{name} {n}" for name, n in counts.items()))
     return parts, [*rankings, *encoded], [*preferences, *used], counts
@@ -387,8 +389,8 @@ def _conversations(context: Context, config: RlConfig, chat: Chat) -> tuple[list
     if ptx is None:
         return [], {}
     source = ptx.data or context.config.data.demonstrations or ""
-    loaded, aside = context.load(source, Demonstration).records, context.set_aside()
-    records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in aside]
+    loaded, heldout_ids = context.load(source, Demonstration).records, context.set_aside()
+    records = [r for r in loaded if Prompt.of(r.messages[:-1]).id not in heldout_ids]
     conversations: list[tuple[str, Encoded]] = []
     left_out: dict[str, Any] = {"too_long": 0, "unrendered": {}}
     for record in records:
@@ -411,8 +413,8 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
     policy, reference = policy_role(context, trunk), Role(trunk)
     check = CapabilityCheck(context, "align", reference)
     if isinstance(config, KtoConfig) and context.config.data.ratings is not None:
-        loaded, aside = context.load(context.config.data.ratings, Rating).records, context.set_aside()
-        ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in aside]
+        loaded, heldout_ids = context.load(context.config.data.ratings, Rating).records, context.set_aside()
+        ratings = [r for r in loaded if Prompt.of(r.prompt.messages).id not in heldout_ids]
         judged, left_out = encode_ratings(trunk.chat, ratings)
         counted = context.left_out(left_out, len(ratings), "ratings")
         # Split by prompt, so that no prompt is on both sides.
@@ -423,38 +425,43 @@ def _align_offline(context: Context, config: PairConfig | KtoConfig) -> tuple[Co
         return _aligned(context, policy, before, after, counts, check)
     thumbs = thumbs_of(context.run) if context.config.learns_from_thumbs else []
     rankings, preferences, left_out = usable_rankings(context, trunk.chat, none=bool(thumbs))
-    judged, outside = encode_ratings(trunk.chat, thumbs)
+    judged, thumbs_left_out = encode_ratings(trunk.chat, thumbs)
     prompt_of = {t.id: t.prompt.id for t in thumbs}
     prompts = [p.prompt.id for p in preferences] + [prompt_of[a.id] for a in judged]
-    places = split_holdout(prompts, config.holdout, context.seed("align"))
-    train, held = ([i for i in part if i < len(preferences)] for part in places)
+    split = split_holdout(prompts, config.holdout, context.seed("align"))
+    train, held = ([i for i in part if i < len(preferences)] for part in split)
     counts = {"preferences": len(train), "held_out": len(held)} | left_out
     if isinstance(config, KtoConfig):
         answers, balanced = judged_from_rankings([rankings[i] for i in train])
         heldout, _ = judged_from_rankings([rankings[i] for i in held])
         counts |= {"answers": len(answers), "neither_liked_nor_disliked": balanced}
         if thumbs:
-            given, apart = ([judged[i - len(preferences)] for i in p if i >= len(preferences)] for p in places)
-            answers, heldout = answers + given, heldout + apart
-            counts |= {"thumbs": len(given), "thumbs_held_out": len(apart)}
-            left = context.left_out(outside, len(thumbs), "thumbs")
-            counts |= {f"thumbs_{reason}": n for reason, n in left.items() if n}
-            write_json(folder / LEARNED_THUMBS, {"train": [a.id for a in given], "held_out": [a.id for a in apart]})
+            train_thumbs, heldout_thumbs = (
+                [judged[i - len(preferences)] for i in p if i >= len(preferences)] for p in split
+            )
+            answers, heldout = answers + train_thumbs, heldout + heldout_thumbs
+            counts |= {"thumbs": len(train_thumbs), "thumbs_held_out": len(heldout_thumbs)}
+            thumb_counts = context.left_out(thumbs_left_out, len(thumbs), "thumbs")
+            counts |= {f"thumbs_{reason}": n for reason, n in thumb_counts.items() if n}
+            write_json(
+                folder / LEARNED_THUMBS,
+                {"train": [a.id for a in train_thumbs], "held_out": [a.id for a in heldout_thumbs]},
+            )
         before, after = _kto(context, policy, reference, answers, heldout, config)
         return _aligned(context, policy, before, after, counts, check)
-    known = None
+    logprobs = None
     if OFFLINE[config.method].reference:
-        known = reference_logprobs(reference, rankings, folder, micro_batch_tokens=config.micro_batch_tokens)
+        logprobs = reference_logprobs(reference, rankings, folder, micro_batch_tokens=config.micro_batch_tokens)
 
-    def part(places: list[int]) -> Any:
-        return [rankings[i] for i in places], None if known is None else [known[i] for i in places]
+    def part(indices: list[int]) -> Any:
+        return [rankings[i] for i in indices], None if logprobs is None else [logprobs[i] for i in indices]
 
-    (train_part, train_known), (heldout_part, heldout_known) = part(train), part(held)
-    before = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
+    (train_part, train_ref), (heldout_part, heldout_ref) = part(train), part(held)
+    before = evaluate_preference(policy, heldout_part, config, reference=heldout_ref)
     with context.training("align", f"aligning ({config.method.upper()})") as session:
         seed = context.seed("align")
-        train_preference(policy, train_part, config, reference=train_known, seed=seed, session=session, start=reference)
-    after = evaluate_preference(policy, heldout_part, config, reference=heldout_known)
+        train_preference(policy, train_part, config, reference=train_ref, seed=seed, session=session, start=reference)
+    after = evaluate_preference(policy, heldout_part, config, reference=heldout_ref)
     write_learned(context, "align", preferences, rankings, {"align": train}, batch=config.batch)
     return _aligned(context, policy, before, after, counts, check)
 

@@ -56,7 +56,7 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
         raise DataError(f"--round {round}: this run has rounds 1 to {len(rounds)} with a finished policy")
     if name in FIGURES:
         chosen = rounds[(round or len(rounds)) - 1]
-        return _behind(rounds, chosen, name, kind="figure", figures=chosen.figures(name))
+        return _sources_of_figure(rounds, chosen, name, kind="figure", figures=chosen.figures(name))
     for r in rounds:
         if name in r.judgements:
             return _from_judgement(rounds, r, name)
@@ -87,16 +87,16 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
             if (r.weights(stage) or "").startswith(name):
                 figure = "reward_accuracy" if stage == "reward" else "win_rate"
                 figures = r.figures("reward_accuracy") if stage == "reward" else r.policy_figures()
-                return _behind(rounds, r, figure, kind="checkpoint", figures=figures)
+                return _sources_of_figure(rounds, r, figure, kind="checkpoint", figures=figures)
     later = ", ".join(str(r.number) for r in run.rounds()[len(rounds) :])
-    unread = f" Not searched: round {later}, which is not finished or out of date." if later else ""
+    unsearched = f" Not searched: round {later}, which is not finished or out of date." if later else ""
     total = sum(len(r.judgements) for r in rounds)
     raise DataError(
         f"{name!r}: not a judgement, pair or checkpoint of {run.path} ({total} judgements in {len(rounds)} rounds). "
         "Ids of judgements are in stages/label/judgements.jsonl, those of pairs in "
         "stages/preferences/preferences.jsonl (later rounds: rounds/N/stages/...); a "
         f"checkpoint is named by {SHORTEST} or more characters of its SHA-256 in stages/align/status.json; figures are "
-        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here.{unread}"
+        f"{', '.join(FIGURES)}. Votes that no round has collected yet are not here.{unsearched}"
     )
 
 
@@ -181,9 +181,9 @@ class _Round:
             if row.model == "policy":
                 yield self._figure(name, f"policy over {row.against}, judged by {row.judge}", row.estimate(), file)
 
-    def _figure(self, name: str, of: str, estimate: Estimate, file: Path) -> TracedFigure:
+    def _figure(self, name: str, subject: str, estimate: Estimate, file: Path) -> TracedFigure:
         numbers = estimate.model_dump(include={"value", "low", "high", "n"})
-        return TracedFigure(figure=name, round=self.number, of=of, file=str(file), **numbers)
+        return TracedFigure(figure=name, round=self.number, of=subject, file=str(file), **numbers)
 
     def policy_figures(self) -> Iterator[TracedFigure]:
         """The figures of the round's policy."""
@@ -196,17 +196,17 @@ def _from_judgement(rounds: list[_Round], r: _Round, name: str) -> Trace:
     judgements = (_described(judgement, r),)
     preference = next((p for p in r.preferences.values() if name in p.judgements), None)
     if preference is not None:
-        return _made_of(rounds, r, preference, kind="judgement", judgements=judgements)
+        return _effects_of_pair(rounds, r, preference, kind="judgement", judgements=judgements)
     label = r.config.label
     if label is not None and judgement.annotator in label.without:
-        why = f"left out: label.without names {judgement.annotator!r}"
+        note = f"left out: label.without names {judgement.annotator!r}"
     elif judgement.ranks is None:
-        why = f"no ranking was given ({judgement.verdict})"
+        note = f"no ranking was given ({judgement.verdict})"
     elif not r.done("preferences", "label"):
-        why = "the preferences of its round are not finished"
+        note = "the preferences of its round are not finished"
     else:
-        why = "no preference was made from it: its item's answers all tie, or another judgement settled it"
-    return Trace(kind="judgement", judgements=judgements, notes=(why,))
+        note = "no preference was made from it: its item's answers all tie, or another judgement settled it"
+    return Trace(kind="judgement", judgements=judgements, notes=(note,))
 
 
 def _described(judgement: Judgement, r: _Round) -> TracedJudgement:
@@ -222,10 +222,10 @@ def _pair(preference: Preference, r: _Round) -> TracedPair:
 def _from_pair(rounds: list[_Round], r: _Round, preference: Preference) -> Trace:
     judgements = tuple(_described(r.judgements[j], r) for j in preference.judgements if j in r.judgements)
     notes = () if preference.judgements else ("it came from a file of preferences, which names no judgements",)
-    return _made_of(rounds, r, preference, kind="pair", judgements=judgements, notes=notes)
+    return _effects_of_pair(rounds, r, preference, kind="pair", judgements=judgements, notes=notes)
 
 
-def _made_of(
+def _effects_of_pair(
     rounds: list[_Round],
     r: _Round,
     preference: Preference,
@@ -242,26 +242,26 @@ def _made_of(
     for later in rounds[r.number - 1 :]:
         for stage, entries in (("reward", models), ("align", policies)):
             learned = later.learned(stage)
-            own = [x for x in learned or () if (x.preference, x.round) == (preference.id, r.number)]
-            entries += [later.model(stage, x) for x in own]
+            matching = [x for x in learned or () if (x.preference, x.round) == (preference.id, r.number)]
+            entries += [later.model(stage, x) for x in matching]
             if stage == "reward" and learned is None and later.done("reward"):
                 notes.append(f"round {later.number}: the reward model's steps were not recorded, or it is out of date")
-            if stage == "reward" and learned is not None and not own:
+            if stage == "reward" and learned is not None and not matching:
                 notes.append(f"round {later.number}: the reward model could not use this pair (ties, or too long)")
         figures += later.figures("reward_accuracy")
         offline = isinstance(later.config.align, OfflineConfig)
         if offline and later.number == r.number and later.done("align") and later.learned("align") is None:
             notes.append(f"round {later.number}: the policy's steps were not recorded, or it is out of date")
         by_reward = any(m.part == "train" and m.round == later.number and m.model != HELDOUT for m in models)
-        part, steps, of = "", (), 0
+        part, steps, total_steps = "", (), 0
         if later.done("align") and not offline and by_reward and later.run.made_from("align", "reward"):
-            part, of = "through the reward model", later.policy_steps()
-            steps = (1, of)
+            part, total_steps = "through the reward model", later.policy_steps()
+            steps = (1, total_steps)
         elif later.done("align") and any(p.learned and p.round < later.number for p in policies):
             part = "through the policy it starts from"
         if part:
             weights = later.weights("align")
-            policies.append(TracedModel(round=later.number, part=part, steps=steps, of=of, weights=weights))
+            policies.append(TracedModel(round=later.number, part=part, steps=steps, of=total_steps, weights=weights))
         if any(p.learned and p.round == later.number for p in policies):
             figures += later.policy_figures()
     return Trace(
@@ -280,7 +280,7 @@ def _policies(rounds: Sequence[_Round]) -> tuple[TracedModel, ...]:
     return tuple(TracedModel(round=r.number, weights=r.weights("align")) for r in rounds if r.done("align"))
 
 
-def _behind(
+def _sources_of_figure(
     rounds: list[_Round],
     r: _Round,
     figure: str,
@@ -318,40 +318,40 @@ def lines(traced: Trace) -> list[str]:
         out.append(f"pair {pair.id} of round {pair.round}: {label}, from {len(pair.judgements)} judgements")
     out += [f"{count} pairs of round {number}" for number, count in traced.pairs.items()]
     for kind, models in (("reward model", traced.reward_models), ("policy", traced.policies)):
-        out += [f"{kind}{_other(model)} of round {model.round}{_part(model)}" for model in models]
+        out += [f"{kind}{_model_name(model)} of round {model.round}{_learning_text(model)}" for model in models]
     for f in traced.figures:
         value = f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]" if f.low is not None else f"{f.value}"
         out.append(f"{f.figure} of round {f.round}, {f.of}: {value}, n = {f.n} ({f.file})")
     return out + [f"note: {note}" for note in traced.notes]
 
 
-def _other(model: TracedModel) -> str:
+def _model_name(model: TracedModel) -> str:
     """Name of a model that is not its stage's first one."""
     return f" {model.model}" if model.model not in ("", "reward", "align") else ""
 
 
-def _part(model: TracedModel) -> str:
+def _learning_text(model: TracedModel) -> str:
     weights = f", weights {(model.weights or 'not finished')[:12]}"
     if not model.part:
         return weights
     if model.model == "words" and model.part == "train":
-        how = "learned from, by a bag of words, which has no steps"
+        text = "learned from, by a bag of words, which has no steps"
     elif model.part.startswith("through the reward"):
-        how = f"through the reward model, in all {model.of} steps"
+        text = f"through the reward model, in all {model.of} steps"
     elif model.part == "train":
-        how = f"in {len(model.steps)} of {model.of} steps: {', '.join(map(str, model.steps))}"
+        text = f"in {len(model.steps)} of {model.of} steps: {', '.join(map(str, model.steps))}"
     else:
-        how = {"held_out": "held out, only measured on", "nothing_to_learn": "a tie, not learned from"}.get(
+        text = {"held_out": "held out, only measured on", "nothing_to_learn": "a tie, not learned from"}.get(
             model.part, model.part
         )
-    return f": {how}{weights}"
+    return f": {text}{weights}"
 
 
 def _judgement_lines(traced: Trace) -> Iterator[str]:
     if traced.kind not in ("figure", "checkpoint"):
         for j in traced.judgements:
-            by = f" by {j.annotator}" + (f" ({j.source})" if j.source is not None else "")
-            yield f"judgement {j.id} of round {j.round}{by}"
+            author = f" by {j.annotator}" + (f" ({j.source})" if j.source is not None else "")
+            yield f"judgement {j.id} of round {j.round}{author}"
         return
     by_annotator = Counter((j.round, j.annotator or "", j.source or "") for j in traced.judgements)
     for (number, annotator, source), count in sorted(by_annotator.items()):

@@ -53,7 +53,7 @@ class Machine:
     """Number of devices. Each is a rank and holds the whole model, or with ``scale.shard`` its part of a fully trained
     one."""
     accelerator: bool = True
-    """False: a processor."""
+    """True: a GPU; False: a CPU."""
 
     @property
     def launch(self) -> float:
@@ -67,8 +67,8 @@ class Machine:
 
     def rate(self, model: ModelConfig) -> float:
         """Operations per second that whole steps reach on one device."""
-        narrow = self.accelerator and model.precision != "float32"
-        return self.share * (self.bfloat16 if narrow else self.float32)
+        uses_bfloat16 = self.accelerator and model.precision != "float32"
+        return self.share * (self.bfloat16 if uses_bfloat16 else self.float32)
 
 
 _H200 = Machine(what="one H200", memory_gb=141, bandwidth=4.8e12, float32=67e12, bfloat16=989e12)
@@ -187,8 +187,8 @@ def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
         parts.append("model.gradient_checkpointing: true")
     if getattr(getattr(section, "adapter", None), "kind", None) == "full":
         if machine.devices > 1 and not config.scale.shard:
-            several = config.scale.kind == "torchrun"
-            parts.append("scale.shard: true" if several else "scale.kind: torchrun with scale.shard: true")
+            distributed = config.scale.kind == "torchrun"
+            parts.append("scale.shard: true" if distributed else "scale.kind: torchrun with scale.shard: true")
         parts.append(f"{stage}.adapter.kind: lora")
     if hasattr(section, "sampler"):
         parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")

@@ -76,28 +76,28 @@ def fit_memory(config: RunConfig) -> RunConfig:
     problems = []
     for name, section in _sections(config):
         shape = model_shape(_model(config, section))
-        given = "micro_batch_tokens" in section.model_fields_set
-        lowest = section.micro_batch_tokens if given else largest_sample(config, section)
-        least = stage_gb(config, section, shape, tokens=lowest)
-        if least > config.memory_gb:
-            how = (
+        is_set = "micro_batch_tokens" in section.model_fields_set
+        lowest = section.micro_batch_tokens if is_set else largest_sample(config, section)
+        minimum = stage_gb(config, section, shape, tokens=lowest)
+        if minimum > config.memory_gb:
+            condition = (
                 f"with {name}.micro_batch_tokens {lowest}"
-                if given
+                if is_set
                 else f"with one sample (≤ {lowest} tokens) at a time"
             )
-            problems.append(f"{name} needs about {_up(least)} GB {how}")
+            problems.append(f"{name} needs about {_rounded_up(minimum)} GB {condition}")
             continue
-        if not given:
+        if not is_set:
             low, high = lowest, max(LARGEST, lowest)
             while low < high:  # find the largest size that fits
                 middle = (low + high + 1) // 2
                 fits = stage_gb(config, section, shape, tokens=middle) <= config.memory_gb
                 low, high = (middle, high) if fits else (low, middle - 1)
             sections[name] = section.model_copy(update={"micro_batch_tokens": low})
-    for name, sampler, answers in _drawing(config):
+    for name, sampler, answers in _drawing_stages(config):
         needed = drawing_gb(config, sampler, answers)
         if needed > config.memory_gb:
-            problems.append(f"{name} needs about {_up(needed)} GB with {name}.sampler.slots {sampler.slots}")
+            problems.append(f"{name} needs about {_rounded_up(needed)} GB with {name}.sampler.slots {sampler.slots}")
     if problems:
         moments = "store their moments in 8 bits (state: 8bit in optimizer; in policy and critic of online methods), "
         raise ConfigError(
@@ -108,7 +108,7 @@ def fit_memory(config: RunConfig) -> RunConfig:
     return config.model_copy(update=sections)
 
 
-def _up(gb: float) -> str:
+def _rounded_up(gb: float) -> str:
     """The number with one decimal, rounded up, so that this limit would be accepted."""
     return f"{math.ceil(gb * 10) / 10:.1f}"
 
@@ -127,7 +127,7 @@ def stages_gb(config: RunConfig, *, accelerator: bool = False, ranks: int | None
     }
     return needed | {
         name: drawing_gb(config, sampler, answers, accelerator=accelerator)
-        for name, sampler, answers in _drawing(config)
+        for name, sampler, answers in _drawing_stages(config)
     }
 
 
@@ -173,15 +173,15 @@ def stage_gb(
     parts = (ranks or parts_of_weights(config.scale)) if full and config.scale.shard else 1
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
-    trained = _trained(shape, section.adapter, _optimizer(section), parts)
+    trained = _trained_bytes(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # only SFT trains the trunk itself
-    held = frozen + trained
+    resident = frozen + trained
     critic = 0.0
     if isinstance(section, PpoConfig) and not section.shared_critic:  # a separate critic is as large as the policy
-        critic = _trained(shape, section.adapter, section.critic, parts)
-    held += critic
+        critic = _trained_bytes(shape, section.adapter, section.critic, parts)
+    resident += critic
     if isinstance(section, OfflineConfig | OnlineConfig) and section.reference_update is not None:  # its own weights
-        held += weights if full else 4 * _adapted(shape, section.adapter)
+        resident += weights if full else 4 * _adapted(shape, section.adapter)
     checkpointing = config.model.gradient_checkpointing
     update = _activations(shape, section.adapter, tokens, checkpointing=checkpointing)
     update += storage.frozen * _experts_with_adapters(shape, section.adapter, checkpointing=checkpointing)
@@ -191,13 +191,13 @@ def stage_gb(
         update += section.cache_mb * 1e6 / SLACK
     if parts > 1:
         update += _gathered(shape)
-    update = max(update, _passing(shape))
+    update = max(update, _forward_pass(shape))
     drawing = 0.0
     if isinstance(section, OnlineConfig):
-        held += _reward_model(config)
+        resident += _reward_model(config)
         answers = min(max(section.sampler.slots, section.group), section.prompts * section.group)
         if (section.adapter.top_layers or shape["layers"]) < shape["layers"]:
-            held += (
+            resident += (
                 storage.frozen * shape["width"] * section.prompts * section.group * context
             )  # states of the frozen layers
         drawing = _sampling(shape, answers, context, storage, merged=0 if full else _adapted(shape, section.adapter))
@@ -205,7 +205,7 @@ def stage_gb(
     if parts > 1:  # whole models: for answers and passes that the ranks divide, or before the optimiser exists
         gathered = (2 if critic else 1) * weights
         gathered -= 0 if isinstance(section, OnlineConfig | KtoConfig | BcoConfig) else trained
-    return PROCESS + (held + max(SLACK * update, SLACK * drawing + gathered)) / 1e9
+    return PROCESS + (resident + max(SLACK * update, SLACK * drawing + gathered)) / 1e9
 
 
 def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
@@ -217,10 +217,10 @@ def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *
     slots = sampler.slots if answers is None else min(sampler.slots, answers)
     full = any(section.adapter.kind == "full" for _, section in _sections(config))
     storage = Storage.of(config.model, accelerator=accelerator, engine=sampler.engine)
-    held = (storage.frozen + (4 if full else 0)) * shape["parameters"] + _reward_model(config)
+    resident = (storage.frozen + (4 if full else 0)) * shape["parameters"] + _reward_model(config)
     adapted = [_adapted(shape, section.adapter) for name, section in _sections(config) if name in ("sft", "align")]
     drawing = _sampling(shape, slots, config.model.context, storage, merged=0 if full else max(adapted, default=0))
-    return PROCESS + (held + SLACK * max(drawing, _passing(shape))) / 1e9
+    return PROCESS + (resident + SLACK * max(drawing, _forward_pass(shape))) / 1e9
 
 
 def model_shape(config: ModelConfig) -> dict[str, int]:
@@ -274,14 +274,14 @@ def _setting(config: Any, *names: str) -> int:
     return next((value for value in (getattr(config, name, None) for name in names) if type(value) is int), 0)
 
 
-def _drawing(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None]]:
+def _drawing_stages(config: RunConfig) -> Iterator[tuple[str, SamplerConfig, int | None]]:
     """Stages that draw answers and train nothing: name, sampler settings, and most answers."""
     for name in ("revise", "sample", "evaluate"):
         section = getattr(config, name)
         if section is not None:
-            each = section.answers if name == "sample" else section.best_of or 1 if name == "evaluate" else 1
-            answers = None if section.prompts is None else section.prompts * each
-            yield name, section.sampler.model_copy(update={"slots": max(section.sampler.slots, each)}), answers
+            per_prompt = section.answers if name == "sample" else section.best_of or 1 if name == "evaluate" else 1
+            answers = None if section.prompts is None else section.prompts * per_prompt
+            yield name, section.sampler.model_copy(update={"slots": max(section.sampler.slots, per_prompt)}), answers
 
 
 def _reward_model(config: RunConfig) -> int:
@@ -301,8 +301,8 @@ def _sections(config: RunConfig) -> Iterator[tuple[str, Section]]:
 
 
 def _model(config: RunConfig, section: Section) -> ModelConfig:
-    own = getattr(section, "model", None)
-    return own if isinstance(own, ModelConfig) else config.model
+    section_model = getattr(section, "model", None)
+    return section_model if isinstance(section_model, ModelConfig) else config.model
 
 
 def _optimizer(section: Section) -> OptimizerConfig:
@@ -317,7 +317,7 @@ def _has_wide_moments(config: RunConfig) -> bool:
     return any(optimizer.state == "32bit" for optimizer in [*map(_optimizer, full), *critics])
 
 
-def _trained(shape: dict[str, int], adapter: AdapterConfig, optimizer: OptimizerConfig, parts: int) -> float:
+def _trained_bytes(shape: dict[str, int], adapter: AdapterConfig, optimizer: OptimizerConfig, parts: int) -> float:
     """Bytes of trained weights in float32, their gradients and both moments; for full weights, 1/``parts`` of them."""
     full = adapter.kind == "full"
     numbers = shape["parameters"] / parts if full else _adapter_parameters(shape, adapter)
@@ -335,11 +335,11 @@ def _adapter_parameters(shape: dict[str, int], adapter: AdapterConfig) -> int:
 
 def _adapted(shape: dict[str, int], adapter: AdapterConfig) -> int:
     """Number of weights that the adapter changes."""
-    layer = shape["layer"] - (0 if adapter.experts else _of_experts(shape))
+    layer = shape["layer"] - (0 if adapter.experts else _expert_weights(shape))
     return layer * min(adapter.top_layers or shape["layers"], shape["layers"])
 
 
-def _of_experts(shape: dict[str, int]) -> int:
+def _expert_weights(shape: dict[str, int]) -> int:
     """Number of weights of a layer's experts."""
     return 3 * shape["width"] * shape["expert"] * shape["experts"]
 
@@ -352,7 +352,7 @@ def _experts_with_adapters(shape: dict[str, int], adapter: AdapterConfig, *, che
     if adapter.kind == "full" or not adapter.experts:
         return 0
     layers = min(adapter.top_layers or shape["layers"], shape["layers"])
-    return _of_experts(shape) * (2 if checkpointing else layers + 1)
+    return _expert_weights(shape) * (2 if checkpointing else layers + 1)
 
 
 def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, checkpointing: bool) -> float:
@@ -371,7 +371,7 @@ def _gathered(shape: dict[str, int]) -> float:
     return 4.0 * (4 * shape["layer"] + 3 * rest)
 
 
-def _passing(shape: dict[str, int]) -> float:
+def _forward_pass(shape: dict[str, int]) -> float:
     """A forward pass without training: what one layer needs, and what it passes on."""
     return 4.0 * PASS_TOKENS * 2 * (8 * shape["width"] + 2 * shape["keys"] + 4 * shape["inner"])
 

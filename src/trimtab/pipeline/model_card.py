@@ -52,7 +52,7 @@ def model_card(config: RunConfig, run: RunFolder, stage: str, *, adapter: bool) 
     ]
     if config.gold or (config.label is not None and config.label.source == "simulated"):
         parts.append("**The preferences or the scores of this run come from simulated annotators, not from people.**")
-    parts.append("## Use\n\n```python\n" + _use(stage, adapter, name) + "```")
+    parts.append("## Use\n\n```python\n" + _usage_example(stage, adapter, name) + "```")
     if stage == "reward":
         parts.append(_reward_scale(run))
     parts.append(
@@ -135,7 +135,7 @@ def _public(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _use(stage: str, adapter: bool, name: str) -> str:
+def _usage_example(stage: str, adapter: bool, name: str) -> str:
     base = hub_name(name) or _public(name)
     if stage == "reward":
         load = (
@@ -206,8 +206,8 @@ def _training(config: RunConfig, run: RunFolder, stage: str) -> str:
             continue
         counts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in (status.counts or {}).items() if v not in (0, None))
         kind = section.method if name == "align" else name
-        how = f"LoRA, rank {section.adapter.rank}" if section.adapter.kind == "lora" else "all weights"
-        rows.append(f"| {name} | {kind} | {how} | {counts} | {status.seconds:.0f} s |")
+        weights = f"LoRA, rank {section.adapter.rank}" if section.adapter.kind == "lora" else "all weights"
+        rows.append(f"| {name} | {kind} | {weights} | {counts} | {status.seconds:.0f} s |")
     return "| stage | method | trained | counts | time |\n|---|---|---|---|---|\n" + "\n".join(rows)
 
 
@@ -237,8 +237,8 @@ def _results(run: RunFolder, stage: str) -> str:
     for row in evaluation.win_rates:
         if row.model == stage:
             rate = _interval(row.rate, row.low, row.high)
-            called = {"base": "the pretrained model", "sft": "the model after SFT", "start": "the round before"}
-            against = called.get(row.against, row.against)
+            names = {"base": "the pretrained model", "sft": "the model after SFT", "start": "the round before"}
+            against = names.get(row.against, row.against)
             judge = judges.get(row.judge, row.judge)
             lines.append(f"- preferred over {against}, judged by {judge}: {rate} of {row.n} held-out prompts")
     if stage == "policy" and evaluation.kl is not None:

@@ -67,7 +67,7 @@ class RunMonitor:
             self._raised += 1
             self._context.ui.say(f"  ALARM ({level}) at step {step}: {alarm.title}: {alarm.message}. {alarm.advice}")
             self._queue(alarm, values[probe], rollouts)
-        means = {f"probe/{name}": sum(known.values()) / len(known) for name, known in values.items()}
+        means = {f"probe/{name}": sum(numbers.values()) / len(numbers) for name, numbers in values.items()}
         return metrics | means | {"alarms": float(self._raised)}
 
     def _queue(self, alarm: RunAlarm, values: Mapping[str, float], rollouts: Sequence[Rollout]) -> None:

@@ -44,10 +44,10 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def by_criterion(preferences: Sequence[Preference]) -> dict[str, list[int]]:
     """Indices of the preferences about each criterion."""
-    places: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for i, p in enumerate(preferences):
-        places.setdefault(p.criterion, []).append(i)
-    return places
+        indices.setdefault(p.criterion, []).append(i)
+    return indices
 
 
 def baselines(chosen: Sequence[Preference], train: Sequence[Preference]) -> dict[str, list[list[float]]]:
@@ -55,12 +55,12 @@ def baselines(chosen: Sequence[Preference], train: Sequence[Preference]) -> dict
     from trimtab.evals.baselines import baseline_scores  # imports NumPy and SciPy
 
     scores: dict[str, list[list[float]]] = {}
-    for criterion, places in by_criterion(chosen).items():
-        own = baseline_scores([chosen[i] for i in places], train=[p for p in train if p.criterion == criterion])
-        for name, rows in own.items():
-            whole = scores.setdefault(name, [[] for _ in chosen])
-            for i, row in zip(places, rows, strict=True):
-                whole[i] = row
+    for criterion, indices in by_criterion(chosen).items():
+        by_name = baseline_scores([chosen[i] for i in indices], train=[p for p in train if p.criterion == criterion])
+        for name, rows in by_name.items():
+            all_rows = scores.setdefault(name, [[] for _ in chosen])
+            for i, row in zip(indices, rows, strict=True):
+                all_rows[i] = row
     return scores
 
 
@@ -68,9 +68,9 @@ def evaluations(
     chosen: Sequence[Preference], scores: Sequence[Sequence[float]], baseline: Mapping[str, Sequence[Sequence[float]]]
 ) -> Iterator[tuple[str, RewardModelEval]]:
     """The evaluation of each objective separately."""
-    for criterion, places in by_criterion(chosen).items():
-        own: dict[str, Any] = {name: [rows[i] for i in places] for name, rows in baseline.items()}
+    for criterion, indices in by_criterion(chosen).items():
+        by_name: dict[str, Any] = {name: [rows[i] for i in indices] for name, rows in baseline.items()}
         yield (
             criterion,
-            evaluate_reward_model([chosen[i] for i in places], [scores[i] for i in places], baselines=own),
+            evaluate_reward_model([chosen[i] for i in indices], [scores[i] for i in indices], baselines=by_name),
         )

@@ -69,22 +69,22 @@ class AppPeople:
         Raises:
             Interrupted: after ``wait_minutes``, or after Ctrl-C; the message says where people judge.
         """
-        wanted = {item.id for item in items}
+        ids = {item.id for item in items}
         while True:
-            done, needed = self._store.judgement_counts(wanted)
+            done, needed = self._store.judgement_counts(ids)
             if done >= enough * needed:
                 return
-            left = self._deadline - time.monotonic()
-            if self._stop() or left <= 0:
-                stuck = sum(task.id in wanted for task, _ in self._store.exhausted(limit=None))
-                more = ""
-                if stuck:
-                    more = f" ({stuck} items need another annotator: invite one, or settle them as an adjudicator)"
+            seconds_left = self._deadline - time.monotonic()
+            if self._stop() or seconds_left <= 0:
+                exhausted = sum(task.id in ids for task, _ in self._store.exhausted(limit=None))
+                hint = ""
+                if exhausted:
+                    hint = f" ({exhausted} items need another annotator: invite one, or settle them as an adjudicator)"
                 raise Interrupted(
                     f"{done} of {needed} judgements are in, {enough:.0%} are needed; let people judge {self.where}"
-                    f"{more}, then run the same command again"
+                    f"{hint}, then run the same command again"
                 )
-            time.sleep(min(2.0, left))
+            time.sleep(min(2.0, seconds_left))
 
     def judgements(self, items: Collection[Comparison]) -> tuple[list[Judgement], set[str]]:
         """People's judgements of these items so far, and the ids of retired items.
@@ -92,9 +92,9 @@ class AppPeople:
         They are ordered by each person's first judgement of an item, so a changed judgement keeps its place.
         """
         snapshot = take_snapshot(self._store)
-        wanted = {item.id for item in items}
-        retired = wanted.intersection(snapshot.retired)
-        tasks = {task.id: task for task in snapshot.tasks if task.id in wanted - retired}
+        ids = {item.id for item in items}
+        retired = ids.intersection(snapshot.retired)
+        tasks = {task.id: task for task in snapshot.tasks if task.id in ids - retired}
         submissions, _ = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
         first = self._store.first_versions()
         submissions = sorted(submissions, key=lambda s: first.get((s.task, s.annotator), 0))

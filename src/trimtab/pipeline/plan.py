@@ -187,9 +187,9 @@ def _check_shares(config: RunConfig, preferences: int) -> None:
 
 
 def _method_objective(config: RlConfig | PairConfig | KtoConfig) -> str:
-    method, moves = METHODS[config.method], config.reference_update
-    moving = "" if moves is None else f"; every {moves.every} step(s) ref ← {moves.alpha:g}·π + {1 - moves.alpha:g}·ref"
-    return f"{method.label}: {method.objective(config)}{moving}"
+    method, rule = METHODS[config.method], config.reference_update
+    schedule = "" if rule is None else f"; every {rule.every} step(s) ref ← {rule.alpha:g}·π + {1 - rule.alpha:g}·ref"
+    return f"{method.label}: {method.objective(config)}{schedule}"
 
 
 def warnings(config: RunConfig) -> list[str]:

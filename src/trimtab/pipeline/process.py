@@ -60,11 +60,11 @@ def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) ->
         counts["refused"] = len(loaded.refused)
         for refusal in loaded.refused[:5]:
             context.ui.say(f"  {data.steps}: line {refusal.line} refused: {refusal.reason}")
-        aside = context.set_aside()
-        labels = [label for label in loaded.records if Prompt.of(label.prompt.messages).id not in aside]
+        heldout_ids = context.set_aside()
+        labels = [label for label in loaded.records if Prompt.of(label.prompt.messages).id not in heldout_ids]
         counts["set_aside"] = len(loaded.records) - len(labels)
     if config.rollouts is not None:
-        prompts, more = context.prompts(backbone.chat, 2 * config.rollouts.sampler.max_new_tokens)
+        prompts, prompt_counts = context.prompts(backbone.chat, 2 * config.rollouts.sampler.max_new_tokens)
         drawn = label_by_rollouts(
             backbone,
             prompts[: config.rollouts.prompts],
@@ -78,7 +78,7 @@ def _labels(context: Context, config: ProcessStageConfig, backbone: Backbone) ->
             f"labelled from {drawn.tries} rollouts"
         )
         labels += drawn.labels
-        counts |= more | {"solutions_right": round(drawn.rate * drawn.answers), "rollouts": drawn.tries}
+        counts |= prompt_counts | {"solutions_right": round(drawn.rate * drawn.answers), "rollouts": drawn.tries}
     write_records(context.folder("process") / "labels.jsonl", labels)
     return labels, counts
 
@@ -125,32 +125,32 @@ def label_by_rollouts(
     draw = partial(make_sampler(backbone, config.sampler).generate, adapter=None, seed=seed, group=config.answers)
     drawn = drawn_by_share(group, "solutions of process", prompts, draw, answers=config.answers)
     answers = [r for r in drawn if r.tokens and r.text]
-    right = group.spread("verified solutions of process", answers, partial(_right, config.verifier))
-    rate = fmean(right) if right else 0.0
+    correct = group.spread("verified solutions of process", answers, partial(_verified, config.verifier))
+    rate = fmean(correct) if correct else 0.0
     if rate < config.least:
         raise DataError(
             f"the model solves {rate:.1%} of {len(answers)} solutions and process.rollouts.least is {config.least:.0%}"
             ": rollouts would label nearly every step wrong. Fine-tune it until it solves more, use easier prompts "
             "(`trimtab data generate`), or give data.steps"
         )
-    different = {(r.prompt.id, r.text): (r, ok) for r, ok in zip(answers, right, strict=True)}
+    distinct = {(r.prompt.id, r.text): (r, ok) for r, ok in zip(answers, correct, strict=True)}
     starts: list[tuple[Prompt, str]] = []
-    for rollout, _ in different.values():
+    for rollout, _ in distinct.values():
         steps = split_steps(rollout.text, separator)
         starts += [(rollout.prompt, separator.join(steps[: i + 1]) + separator) for i in range(len(steps) - 1)]
-    tried: list[list[Rollout]] = []
+    continued: list[list[Rollout]] = []
     if starts:
         divide = partial(drawn_by_share, group, "rollouts of process", answers=config.tries)
-        tried = continuations(backbone, config.sampler, starts, tries=config.tries, seed=seed + 1, divide=divide)
+        continued = continuations(backbone, config.sampler, starts, tries=config.tries, seed=seed + 1, divide=divide)
     shares = iter(
         group.spread(
             "verified rollouts of process",
-            tried,
-            lambda own: [_share(_right(config.verifier, tries), config) for tries in own],
+            continued,
+            lambda part: [_share_right(_verified(config.verifier, rollouts), config) for rollouts in part],
         )
     )
     labels: list[StepLabel] = []
-    for rollout, ok in different.values():
+    for rollout, ok in distinct.values():
         steps = split_steps(rollout.text, separator)
         values = [*(next(shares) for _ in steps[:-1]), float(ok)]
         labels.append(
@@ -166,15 +166,15 @@ def label_by_rollouts(
     return RolloutLabels(labels=labels, rate=rate, answers=len(answers), tries=len(starts) * config.tries)
 
 
-def _right(verifier: str, rollouts: Sequence[Rollout]) -> list[bool]:
+def _verified(verifier: str, rollouts: Sequence[Rollout]) -> list[bool]:
     if not rollouts:
         return []
     name = "process.rollouts.verifier"
     return [x > 0.5 for x in numbers(name, call(name, load_callable(verifier), rollouts, None), rollouts)]
 
 
-def _share(right: Sequence[bool], config: RolloutLabelsConfig) -> float:
-    return float(any(right)) if config.labels == "hard" else fmean(right)
+def _share_right(correct: Sequence[bool], config: RolloutLabelsConfig) -> float:
+    return float(any(correct)) if config.labels == "hard" else fmean(correct)
 
 
 def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLabel]) -> dict[str, Any]:
@@ -186,12 +186,12 @@ def measured(role: Role, solutions: Sequence[Solution], labels: Sequence[StepLab
         modal = modal_first(truth)
     except DataError as error:
         return {"first_error_f1": None, "reason": str(error)}
-    wrong = [(guess, first) for guess, first in zip(predicted, truth, strict=True) if first is not None]
+    with_error = [(guess, first) for guess, first in zip(predicted, truth, strict=True) if first is not None]
     return {
         "first_error_f1": f1.model_dump(mode="json"),
-        "found": fmean(guess == first for guess, first in wrong),
+        "found": fmean(guess == first for guess, first in with_error),
         "modal": modal,
-        "modal_found": fmean(first == modal for _, first in wrong),
+        "modal_found": fmean(first == modal for _, first in with_error),
     }
 
 

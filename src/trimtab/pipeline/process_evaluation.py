@@ -86,8 +86,8 @@ def _prm_bench(context: Context, role: Role, path: str) -> dict[str, Any]:
     solutions, used, counts = _encoded(context, role, [row.label for row in bench.rows], bench.refused, path)
     scored = {label.id for label in used}
     rows = [row for row in bench.rows if row.label.id in scored]
-    right = [[logit > 0 for logit in logits] for logits in score_solutions(role, solutions)]
-    scores = prm_bench_scores(rows, right)
+    called_right = [[logit > 0 for logit in logits] for logits in score_solutions(role, solutions)]
+    scores = prm_bench_scores(rows, called_right)
     constant = prm_bench_scores(rows, [[True] * len(row.label.steps) for row in rows])
     return {
         "counts": counts | {"repeated": bench.repeated, "error_steps_beyond": bench.beyond},
@@ -119,8 +119,8 @@ def _encoded(
     counts = {"solutions": len(used), "refused": len(refused)} | context.left_out(left_out, len(labels), "solutions")
     if not solutions:
         raise DataError(f"{path}: {none_scored(counts)}")
-    known = {label.prompt.id for label in read_records(context.folder("process") / "labels.jsonl", StepLabel)}
-    counts["known_prompts"] = len({label.prompt.id for label in used} & known)
+    learned = {label.prompt.id for label in read_records(context.folder("process") / "labels.jsonl", StepLabel)}
+    counts["known_prompts"] = len({label.prompt.id for label in used} & learned)
     return solutions, used, counts
 
 
@@ -140,10 +140,10 @@ def process_lines(written: Mapping[str, Any]) -> list[str]:
     """The result in words, one line each."""
     counts = written["counts"]
     lines = ["counted: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in counts.items())]
-    if known := counts["known_prompts"]:
+    if known_prompts := counts["known_prompts"]:
         lines.append(
-            f"  {known} prompts are among the labels of the process stage, so these numbers are too good; evaluate on "
-            "other prompts"
+            f"  {known_prompts} prompts are among the labels of the process stage, so these numbers are too good; "
+            "evaluate on other prompts"
         )
     if "first_error" in written:
         return [*lines, first_error_line(written["first_error"], "solutions")]

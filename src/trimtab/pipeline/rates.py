@@ -10,10 +10,10 @@ from trimtab.trainers import OfflineConfig, OnlineConfig, OptimizerConfig, PpoCo
 from trimtab.trainers.defaults import Kind, Stage, default_lr
 from trimtab.trainers.guard import FEWEST
 
-FAR = 5.0
+HIGH_FACTOR = 5.0
 """Rates above this multiple of the default cause a warning."""
 
-SLOW = 100.0
+LOW_FACTOR = 100.0
 """Rates below the default divided by this cause a warning."""
 
 EPOCHS = 5
@@ -28,7 +28,7 @@ def fill_rates(config: RunConfig) -> RunConfig:
     sections: dict[str, Config] = {}
     for name, key, stage, optimizer in _optimizers(config):
         if optimizer.lr is None:
-            filled = optimizer.model_copy(update={"lr": _usual(config, name, stage)})
+            filled = optimizer.model_copy(update={"lr": _default_rate(config, name, stage)})
             section: Config = sections[name] if name in sections else getattr(config, name)
             sections[name] = section.model_copy(update={key: filled})
     return config.model_copy(update=sections)
@@ -48,20 +48,20 @@ def rate_warnings(config: RunConfig) -> list[str]:
     lines = []
     for name, key, stage, optimizer in _optimizers(config):
         assert optimizer.lr is not None
-        usual, given = _usual(config, name, stage), optimizer.lr
-        if given > FAR * usual * (1 + 1e-9):  # 5 × 3e-4 is below 1.5e-3 in binary
+        default, rate = _default_rate(config, name, stage), optimizer.lr
+        if rate > HIGH_FACTOR * default * (1 + 1e-9):  # 5 × 3e-4 is below 1.5e-3 in binary
             lines.append(
-                f"{name}.{key}.lr is {given:g}, {given / usual:.0f} times the default of {usual:g}; training may fall "
-                f"apart. Up to {FAR * usual:g} is usual; leave it out for the default"
+                f"{name}.{key}.lr is {rate:g}, {rate / default:.0f} times the default of {default:g}; training may "
+                f"fall apart. Up to {HIGH_FACTOR * default:g} is usual; leave it out for the default"
             )
-        if given < usual / SLOW:
+        if rate < default / LOW_FACTOR:
             lines.append(
-                f"{name}.{key}.lr is {given:g}, and the default is {usual:g}; little will be learnt. From "
-                f"{usual / SLOW:g} on is usual; leave it out for the default"
+                f"{name}.{key}.lr is {rate:g}, and the default is {default:g}; little will be learnt. From "
+                f"{default / LOW_FACTOR:g} on is usual; leave it out for the default"
             )
-        if given > usual and optimizer.warmup == 0:
+        if rate > default and optimizer.warmup == 0:
             lines.append(
-                f"{name}.{key}.warmup is 0 and its lr {given:g} is above the default of {usual:g}; Adam's first steps "
+                f"{name}.{key}.warmup is 0 and its lr {rate:g} is above the default of {default:g}; Adam's first steps "
                 "are its least certain. Set warmup to 0.1, or lower lr"
             )
     for name in ("sft", "reward", "process", "align"):
@@ -69,11 +69,11 @@ def rate_warnings(config: RunConfig) -> list[str]:
         if section is not None and section.epochs > EPOCHS:
             lines.append(f"{name}.epochs is {section.epochs:g}; more than {EPOCHS} learn the data by heart. Use 1 to 3")
     if isinstance(config.align, OnlineConfig):
-        lines += _online(config.align)
+        lines += _online_warnings(config.align)
     return lines
 
 
-def _online(align: RlConfig) -> list[str]:
+def _online_warnings(align: RlConfig) -> list[str]:
     lines = []
     if align.kl.stop is not None and align.kl.stop > LARGE_STOP:
         lines.append(
@@ -104,7 +104,7 @@ def _optimizers(config: RunConfig) -> Iterator[tuple[str, str, Stage, OptimizerC
         yield "align", "critic", "critic", config.align.critic
 
 
-def _usual(config: RunConfig, name: str, stage: Stage) -> float:
+def _default_rate(config: RunConfig, name: str, stage: Stage) -> float:
     """The default rate of a section's optimiser."""
     section = getattr(config, name)
     adapter: AdapterConfig = section.adapter

@@ -178,8 +178,8 @@ def _check_objectives(config: RunConfig) -> Iterator[str]:
     named = {name: s.objective for name, s in sources.items() if isinstance(s, ModelReward)}
     for name, objective in named.items():
         if objective is not None and objective not in objectives:
-            known = ", ".join(objectives) or "none"
-            yield f"rewards.{name}.objective is {objective!r}, and reward.objectives names {known}; correct one of them"
+            names = ", ".join(objectives) or "none"
+            yield f"rewards.{name}.objective is {objective!r}, and reward.objectives names {names}; correct one of them"
         if objective is None and objectives:
             yield f"rewards.{name} is a model of several objectives; set objective to one of {', '.join(objectives)}"
     if reward is None or not objectives:
@@ -210,8 +210,8 @@ def _check_objectives(config: RunConfig) -> Iterator[str]:
             "leave criterion out"
         )
     if label.source in ("simulated", "hybrid"):
-        who = "simulated annotators judge" if label.source == "simulated" else "the router knows"
-        yield f"reward.objectives needs judgements by several criteria, and {who} one, overall; change label.source"
+        clause = "simulated annotators judge" if label.source == "simulated" else "the router knows"
+        yield f"reward.objectives needs judgements by several criteria, and {clause} one, overall; change label.source"
 
 
 def _check_annotators(config: RunConfig) -> Iterator[str]:
@@ -265,8 +265,8 @@ def _check_several_models(config: RunConfig) -> Iterator[str]:
                 yield f"rewards.{name} has the name of a number that {setting} logs; choose another name"
     align = config.align
     if isinstance(align, OnlineConfig) and align.select == "heldout" and not (reward and reward.split):
-        own = sources.get("heldout")
-        if own is None or own.weight != 0:
+        heldout_reward = sources.get("heldout")
+        if heldout_reward is None or heldout_reward.weight != 0:
             yield (
                 "align.select is 'heldout' and there is no held-out reward model; set reward.split: true, or name a "
                 "reward 'heldout' with weight 0"
@@ -290,7 +290,7 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
     process = [name for name, source in sources.items() if isinstance(source, ProcessReward)]
     if process and not config.process:
         yield f"rewards.{process[0]} is the process reward model and needs process, the section that trains it"
-    stepwise = [name for name, source in sources.items() if _by_step(source)]
+    stepwise = [name for name, source in sources.items() if _is_per_step(source)]
     if stepwise and isinstance(align, OnlineConfig) and not ONLINE[align.method].step_rewards:
         yield (
             f"rewards.{stepwise[0]} places rewards at steps, but align.method {align.method!r} gives all tokens of an "
@@ -299,7 +299,7 @@ def _check_rewards(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _by_step(source: RewardSource) -> bool:
+def _is_per_step(source: RewardSource) -> bool:
     """True: the reward is earned at the ends of steps."""
     if isinstance(source, ProcessReward):
         return source.score == "steps"
@@ -352,8 +352,8 @@ def _check_offline(config: RunConfig) -> Iterator[str]:
     if not isinstance(align, OfflineConfig):
         return
     if not (config.label or data.preferences or (data.ratings and align.method == "kto")):
-        also = " (or data.ratings)" if align.method == "kto" else ""
-        yield f"align.method {align.method!r} needs preferences: a label section or data.preferences{also}"
+        alternative = " (or data.ratings)" if align.method == "kto" else ""
+        yield f"align.method {align.method!r} needs preferences: a label section or data.preferences{alternative}"
     if align.reference_update is not None and not OFFLINE[align.method].reference:
         yield (
             f"align.reference_update is set and align.method {align.method!r} has no reference; leave it out, or use "
@@ -434,8 +434,8 @@ def _reward_fits_critic(config: RunConfig, align: PpoConfig) -> bool:
     """True if the critic can start as a copy of the reward model."""
     reward, sources = config.reward, list((config.rewards or {}).values())
     single = reward is not None and reward.model is None and reward.ensemble is None and reward.heads == 1
-    on_the_trunk = single and reward is not None and reward.adapter == align.adapter
-    return on_the_trunk and sources in ([], [ModelReward()])
+    same_adapter = single and reward is not None and reward.adapter == align.adapter
+    return same_adapter and sources in ([], [ModelReward()])
 
 
 def _check_evaluate(config: RunConfig) -> Iterator[str]:

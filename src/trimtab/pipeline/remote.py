@@ -32,8 +32,8 @@ from trimtab.rollout.pool import Facts
 from trimtab.rollout.ray import connected
 from trimtab.storage import RunFolder
 
-Made = TypeVar("Made")
-Build = Callable[[RunConfig, Path, Path], Made]
+WorkerType = TypeVar("WorkerType")
+Build = Callable[[RunConfig, Path, Path], WorkerType]
 """A function at the top of a module: (configuration, recipe, folder of the run) → the worker of a process."""
 
 

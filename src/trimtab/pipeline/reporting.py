@@ -75,9 +75,9 @@ CAPTIONS = {
 
 NOTICE = "The preferences in this run come from simulated annotators, and “gold” is the simulated utility they follow."
 GOLD = "“Gold” is a simulated utility."
-NOBODY = "No person judged these answers."
+NO_PERSON = "No person judged these answers."
 
-GIVERS = {
+ORIGINS = {
     "ai": "AI judges under a written constitution",
     "human": "people",
     "simulated": "simulated annotators",
@@ -85,7 +85,7 @@ GIVERS = {
 }
 """Who gave a judgement, by its source."""
 
-GOLD_BESIDE = "“Gold” is a simulated utility, used only for evaluation."
+GOLD_NOTE = "“Gold” is a simulated utility, used only for evaluation."
 
 
 def run_report(context: Context) -> tuple[Counts, list[str]]:
@@ -111,7 +111,7 @@ def collect(context: Context) -> ReportData:
     names, judges, spoken = model_names(run, number), judges_of(run), spoken_names(run, number)
     models = result.models
     first, last = models[0], models[-1]
-    before = models[-2] if len(models) > 1 else first  # the KL is measured from this model
+    previous = models[-2] if len(models) > 1 else first  # the KL is measured from this model
     ceiling, agreement = _agreement(context) if run.label else (None, ())
     sources = _label_sources(context)
     simulated = "simulated" in sources or run.gold is not None
@@ -133,23 +133,23 @@ def collect(context: Context) -> ReportData:
         seconds=sum(s.seconds for s in _stages(context)),
         peak_memory_gb=context.run.peak_memory(),
         first=names[first],
-        before=names[before],
+        before=names[previous],
         after=names[last],
         spoken={names[name]: text for name, text in spoken.items() if name in models},
         captions={names[name]: text for name, text in CAPTIONS.items() if name in models},
         stages=_stages(context),
         rounds=round_rows(context.run),
         win_rates=tuple(_win_row(row, names, judges) for row in result.win_rates),
-        readings=tuple(_named(reading, names) for reading in blind.readings),
+        readings=tuple(_with_page_names(reading, names) for reading in blind.readings),
         suites=suites,
         population=run_population(context.run, names),
         kl=None if result.kl is None else result.kl.estimate("KL per answer"),
         series=_series(context, align),
         against_kl=_against_kl(context, align, answers),
-        **_turns(context, align),
+        **_turning_points(context, align),
         model_errors=reward.errors if reward else None,
         reward_model=reward.evaluation if reward else None,
-        objectives={name: own.evaluation for name, own in reward.objectives.items()} if reward else {},
+        objectives={name: objective.evaluation for name, objective in reward.objectives.items()} if reward else {},
         annotators=tuple(annotator_lines(reward.annotators)) if reward and reward.annotators else (),
         ceiling=ceiling,
         agreement=agreement,
@@ -169,7 +169,7 @@ def training_alarms(context: Context) -> tuple[Alarm, ...]:
     """Alarms raised while the policy trained."""
     if not isinstance(context.config.align, OnlineConfig):
         return ()
-    return _fall(context) + tuple(
+    return _collapse_alarms(context) + tuple(
         Alarm(
             name=f"{alarm.title} while training ({alarm.level}, step {alarm.step})",
             message=f"{alarm.message}. {alarm.advice} The answers behind it: trimtab watch {context.run.path}",
@@ -178,7 +178,7 @@ def training_alarms(context: Context) -> tuple[Alarm, ...]:
     )
 
 
-def _fall(context: Context) -> tuple[Alarm, ...]:
+def _collapse_alarms(context: Context) -> tuple[Alarm, ...]:
     """A collapse after which the run continued with earlier weights (``align.guard.on_fall: keep``)."""
     status = context.run.status("align")
     counts = {} if status is None else status.counts or {}
@@ -202,9 +202,9 @@ def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str
             "stored in the run’s folder blind/ and not shown."
         )
     if run.gold is None:
-        judges = ([_climbed(run)] if run.reward or run.rewards else []) + (["blind readers"] if blind.rows else [])
-        but = f" but {' and '.join(judges)}" if judges else ""
-        missing["gold"] = f"This run has no gold utility, so no judge{but} compared the answers."
+        judges = ([_proxy_text(run)] if run.reward or run.rewards else []) + (["blind readers"] if blind.rows else [])
+        alternatives = f" but {' and '.join(judges)}" if judges else ""
+        missing["gold"] = f"This run has no gold utility, so no judge{alternatives} compared the answers."
     if run.evaluate is not None and not run.evaluate.pretrained:
         missing["base"] = "The model was not pretrained (evaluate.pretrained is false), so nothing is compared with it."
     if run.align is None:
@@ -225,14 +225,14 @@ def _missing(run: RunConfig, blind: BlindResults, *, has_cost: bool) -> dict[str
 def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated: bool) -> str:
     """The notice: who gave the preferences, who judged the held-out answers, and what is simulated."""
     people = {r.reader for r in blind.readings if r.kind == "human"}
-    nobody = "" if people or {"human", "imported"} & sources else NOBODY
+    no_person = "" if people or {"human", "imported"} & sources else NO_PERSON
     if run.label is None:
-        notice = f"{_origin(run)} {f'{GOLD} {nobody}' if simulated else ''}"
+        notice = f"{_origin(run)} {f'{GOLD} {no_person}' if simulated else ''}"
     elif run.label.source == "simulated":
-        notice = f"{NOTICE} {nobody}"
+        notice = f"{NOTICE} {no_person}"
     else:
-        givers = " and ".join(text for source, text in GIVERS.items() if source in sources)
-        notice = f"The preferences in this run come from {givers}. {nobody} {GOLD_BESIDE if run.gold else ''}"
+        origins = " and ".join(text for source, text in ORIGINS.items() if source in sources)
+        notice = f"The preferences in this run come from {origins}. {no_person} {GOLD_NOTE if run.gold else ''}"
     if people:
         readers = "one person" if len(people) == 1 else f"{len(people)} people"
         notice += f" The held-out answers were read blind by {readers}."
@@ -241,7 +241,7 @@ def _notice(run: RunConfig, sources: set[str], blind: BlindResults, *, simulated
 
 def _sources(context: Context) -> dict[Section, Source]:
     """For each part of the page, the file its numbers come from and the command that makes it."""
-    recipe, place = context.recipe, context.run.place
+    recipe, prefix = context.recipe, context.run.place
     run, evaluate = f"trimtab run {recipe}", f"trimtab eval {recipe}"
     sources: dict[Section, Source] = {
         "win_rates": Source(file="stages/evaluate/evaluation.json", command=evaluate),
@@ -256,7 +256,7 @@ def _sources(context: Context) -> dict[Section, Source]:
         "alarms": Source(file="stages/evaluate/evaluation.json", command=evaluate),
         "examples": Source(file="stages/evaluate/answers-*.jsonl", command=evaluate),
     }
-    return {part: source.model_copy(update={"file": f"{place}{source.file}"}) for part, source in sources.items()}
+    return {part: source.model_copy(update={"file": f"{prefix}{source.file}"}) for part, source in sources.items()}
 
 
 def _label_sources(context: Context) -> set[str]:
@@ -320,7 +320,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _climbed(run: RunConfig) -> str:
+def _proxy_text(run: RunConfig) -> str:
     """Description of the proxy: the rewards by the recipe's names, or the reward model."""
     if not run.rewards:
         return "the reward model"
@@ -330,14 +330,14 @@ def _climbed(run: RunConfig) -> str:
 def judges_of(run: RunConfig) -> dict[str, str]:
     """The page's name for each judge."""
     trained = ", trained against" if isinstance(run.align, OnlineConfig) else ""
-    return {"gold": "the gold utility (simulated)", "proxy": f"{_climbed(run)} (proxy{trained})"}
+    return {"gold": "the gold utility (simulated)", "proxy": f"{_proxy_text(run)} (proxy{trained})"}
 
 
 def _origin(run: RunConfig) -> str:
     """Origin of the preferences in a run that labels nothing."""
-    for source, what in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
+    for source, kind in ((run.data.preferences, "preferences"), (run.data.ratings, "ratings")):
         if source:
-            return f"The {what} were imported from a file; see the provenance below."
+            return f"The {kind} were imported from a file; see the provenance below."
     return "This run has no preferences."
 
 
@@ -398,8 +398,10 @@ def _stages(context: Context) -> tuple[Stage, ...]:
         if name == "report" or status is None:
             continue
         counts = {k: v for k, v in (status.counts or {}).items() if isinstance(v, int)}
-        how = "cached" if name in context.cached else "ran"
-        rows.append(Stage(name=name, status=how, seconds=status.seconds, fingerprint=status.fingerprint, counts=counts))
+        state = "cached" if name in context.cached else "ran"
+        rows.append(
+            Stage(name=name, status=state, seconds=status.seconds, fingerprint=status.fingerprint, counts=counts)
+        )
     return tuple(rows)
 
 
@@ -414,7 +416,7 @@ def _win_row(row: WinRow, names: Mapping[str, str], judges: Mapping[str, str]) -
     )
 
 
-def _named(reading: Reading, names: Mapping[str, str]) -> Reading:
+def _with_page_names(reading: Reading, names: Mapping[str, str]) -> Reading:
     """A reading with the page's names for the models."""
     sensible = {names[model]: counts for model, counts in reading.sensible.items()}
     update = {"model": names[reading.model], "against": names[reading.against], "sensible": sensible}
@@ -489,11 +491,11 @@ def _against_kl(context: Context, align: list[dict[str, Any]], answers: Mapping[
         align, kl="kl", scores={label: SCORES[label] for label in SCORES if label in spreads}, spreads=spreads, x="step"
     )
     config = context.config.align
-    moving = isinstance(config, OnlineConfig) and config.reference_update is not None
-    return points.model_copy(update={"moving": moving}) if points is not None else None
+    moving_reference = isinstance(config, OnlineConfig) and config.reference_update is not None
+    return points.model_copy(update={"moving": moving_reference}) if points is not None else None
 
 
-def _turns(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:
+def _turning_points(context: Context, align: list[dict[str, Any]]) -> dict[str, Any]:
     """Where each score turned, and the forms fitted to it; empty for a method that maximises no reward."""
     turns: list[Turn] = []
     fits: list[GaoFit] = []
@@ -527,7 +529,7 @@ def _examples(
     kl = () if result.kl is None else result.kl.per_answer
     examples = []
     for index, start in enumerate(next(iter(answers.values()))):
-        shown = tuple(
+        example_answers = tuple(
             Answer(
                 model=names[name],
                 text=rollouts[index].text,
@@ -539,15 +541,15 @@ def _examples(
             )
             for name, rollouts in answers.items()
         )
-        examples.append(Example(id=start.prompt.id, prompt=start.prompt.text, answers=shown))
-    wanted = context.config.evaluate.examples if context.config.evaluate else 24
-    side = wanted // 6
+        examples.append(Example(id=start.prompt.id, prompt=start.prompt.text, answers=example_answers))
+    count = context.config.evaluate.examples if context.config.evaluate else 24
+    per_side = count // 6
     return choose_examples(
         examples,
         before=before,
         after=after,
         seed=context.seed("examples"),
-        draw=max(wanted - 2 * side - 1, 1),
-        best=side,
-        worst=side,
+        draw=max(count - 2 * per_side - 1, 1),
+        best=per_side,
+        worst=per_side,
     )

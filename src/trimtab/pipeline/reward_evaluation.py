@@ -34,9 +34,9 @@ from trimtab.trainers import (
 
 HELDOUT = "heldout"
 """Name of the preferences that were kept out of training."""
-EDITED = 200
+MAX_EDITED = 200
 """Maximum number of preferences whose answers are edited and scored again."""
-FITTED = 512
+MAX_FITTED = 512
 """Maximum number of training preferences whose hidden states define which answers are unusual."""
 
 
@@ -88,7 +88,7 @@ def evaluate_reward(
     role, score = load_ranking_scorer(context, reward_backbone(context, None))
     train, held = _split(context, role)
     bench = source != HELDOUT and is_reward_bench(Path(context.data_path(source)))
-    measured, counts = (_held_out(held), {}) if source == HELDOUT else _read(context, role, source, bench=bench)
+    measured, counts = (_require_heldout(held), {}) if source == HELDOUT else _read(context, role, source, bench=bench)
     scores = score(measured.rankings, measured.preferences)
     strict = [i for i, p in enumerate(measured.preferences) if len(set(p.ranks)) > 1]
     chosen, chosen_scores = [measured.preferences[i] for i in strict], [scores[i] for i in strict]
@@ -97,7 +97,9 @@ def evaluate_reward(
         slice_by = "subset"
     result = evaluate_reward_model(chosen, chosen_scores, baselines=simple, slice_by=slice_by)
     edits = edit_effects(
-        chosen[:EDITED], chosen_scores[:EDITED], lambda changed: _rescored(config, role.backbone.chat, score, changed)
+        chosen[:MAX_EDITED],
+        chosen_scores[:MAX_EDITED],
+        lambda changed: _rescored(config, role.backbone.chat, score, changed),
     )
     written = RewardEvaluation(
         source=source,
@@ -136,14 +138,14 @@ def _split(context: Context, role: Role) -> tuple[_Encoded, _Encoded]:
     ids = [p.prompt.id for p in preferences]
     train, held = split_holdout(ids, config.holdout, context.seed("reward"))
     parts = reward_parts(config, ids, train, seed=context.seed("reward halves"))
-    train = sorted({place for part in parts if not part.judges for place in part.places})
+    train = sorted({index for part in parts if not part.judges for index in part.places})
     first, second = (
-        _Encoded([preferences[i] for i in places], [rankings[i] for i in places]) for places in (train, held)
+        _Encoded([preferences[i] for i in indices], [rankings[i] for i in indices]) for indices in (train, held)
     )
     return first, second
 
 
-def _held_out(held: _Encoded) -> _Encoded:
+def _require_heldout(held: _Encoded) -> _Encoded:
     """The run's held-out preferences.
 
     Raises:
@@ -202,11 +204,13 @@ def _rescored(
 def _outliers(role: Role, train: _Encoded, measured: _Encoded) -> Estimate:
     """Share of answers further from the training answers than 99 % of the training answers are; clustered by prompt."""
     try:
-        known = known_answers(hidden_states(role, train.rankings[:FITTED]), _prompts(train.preferences[:FITTED]))
+        training_answers = known_answers(
+            hidden_states(role, train.rankings[:MAX_FITTED]), _prompts(train.preferences[:MAX_FITTED])
+        )
     except TrainingError as error:
         return Estimate(reason=str(error))
-    outside = known.outliers(hidden_states(role, measured.rankings)).double().tolist()
-    return clustered_share(zip(outside, _prompts(measured.preferences), strict=True))
+    is_outlier = training_answers.outliers(hidden_states(role, measured.rankings)).double().tolist()
+    return clustered_share(zip(is_outlier, _prompts(measured.preferences), strict=True))
 
 
 def _prompts(preferences: Sequence[Preference]) -> list[str]:
@@ -248,35 +252,37 @@ def _reliability(result: RewardModelEval) -> Any:
 def evaluation_lines(written: RewardEvaluation) -> list[str]:
     """The result in words, one line each."""
     result = written.evaluation
-    lines = [f"accuracy {_shown(result.accuracy)} pairs, {result.prompts} prompts"]
+    lines = [f"accuracy {_percent(result.accuracy)} pairs, {result.prompts} prompts"]
     lines.append("  counted: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in written.counts.items()))
     if trained := written.counts["prompts of training"]:
         lines.append(
             f"  {trained} of {result.prompts} prompts are in the reward model's training set, so these numbers are too "
             "good; evaluate on other prompts"
         )
-    lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in result.baselines]
+    lines += [f"  {b.name}: {_percent(b.accuracy)}; gain {_points(b.gain)}" for b in result.baselines]
     if written.ceiling:
-        lines.append(f"  one annotator against the others: {_shown(written.ceiling)}")
-    lines += [f"  {e.name}: {_shown(e)}" for e in result.slices]
-    for name, own in written.objectives.items():
-        lines.append(f"objective {name}: accuracy {_shown(own.accuracy)} pairs, log loss {own.log_loss:.3f}")
-        lines += [f"  {b.name}: {_shown(b.accuracy)}; gain {_points(b.gain)}" for b in own.baselines]
+        lines.append(f"  one annotator against the others: {_percent(written.ceiling)}")
+    lines += [f"  {e.name}: {_percent(e)}" for e in result.slices]
+    for name, objective in written.objectives.items():
+        lines.append(
+            f"objective {name}: accuracy {_percent(objective.accuracy)} pairs, log loss {objective.log_loss:.3f}"
+        )
+        lines += [f"  {b.name}: {_percent(b.accuracy)}; gain {_points(b.gain)}" for b in objective.baselines]
     lines.append(
         f"Brier {result.brier:.3f}, log loss {result.log_loss:.3f}, ECE {result.ece:.3f}, after temperature "
         f"{result.calibrated_ece:.3f}"
     )
-    lines.append(f"correlation with length {_plain(result.length_correlation)}")
-    lines.append(f"answers unlike the training answers: {_shown(written.outliers)}")
+    lines.append(f"correlation with length {_decimal(result.length_correlation)}")
+    lines.append(f"answers unlike the training answers: {_percent(written.outliers)}")
     for effect in written.edits:
         lines.append(
-            f"edit {effect.edit}: raises {_shown(effect.raised)}, by {_plain(effect.change)} standard deviations; "
-            f"worse answers that overtake: {_shown(effect.overtakes)}"
+            f"edit {effect.edit}: raises {_percent(effect.raised)}, by {_decimal(effect.change)} standard deviations; "
+            f"worse answers that overtake: {_percent(effect.overtakes)}"
         )
-    return lines + [f"RewardBench 2, {name}: {_shown(score)}" for name, score in written.reward_bench.items()]
+    return lines + [f"RewardBench 2, {name}: {_percent(score)}" for name, score in written.reward_bench.items()]
 
 
-def _shown(e: Estimate) -> str:
+def _percent(e: Estimate) -> str:
     if e.value is None:
         return f"unknown ({e.reason})"
     ends = f" [{e.low:.1%}, {e.high:.1%}]" if e.low is not None and e.high is not None else ""
@@ -288,7 +294,7 @@ def _points(e: Estimate) -> str:
     return f"{100 * e.value:+.1f} points [{100 * e.low:+.1f}, {100 * e.high:+.1f}]"
 
 
-def _plain(e: Estimate) -> str:
+def _decimal(e: Estimate) -> str:
     if e.value is None:
         return f"unknown ({e.reason})"
     ends = f" [{e.low:+.2f}, {e.high:+.2f}]" if e.low is not None and e.high is not None else ""

@@ -69,22 +69,22 @@ def reward_parts(config: RewardStageConfig, prompts: Sequence[str], train: Seque
     Raises:
         DataError: a model would learn from fewer than 8 prompts.
     """
-    climbed, aside = list(train), list[int]()
+    policy_indices, heldout_indices = list(train), list[int]()
     if config.split:
-        climbed, aside = _halves(climbed, prompts, seed)
+        policy_indices, heldout_indices = _halves(policy_indices, prompts, seed)
     ensemble = config.ensemble
-    shares = [climbed]
+    shares = [policy_indices]
     if ensemble is not None:
-        halves = _halves(climbed, prompts, seed + 1) if ensemble.halves else (climbed, climbed)
+        halves = _halves(policy_indices, prompts, seed + 1) if ensemble.halves else (policy_indices, policy_indices)
         shares = [halves[number % 2] for number in range(ensemble.members)]
     names = [FIRST, *(f"member_{number + 1}" for number in range(1, len(shares)))]
     parts = [Part(name=name, places=share) for name, share in zip(names, shares, strict=True)]
     if ensemble is not None and ensemble.words:
-        parts.append(Part(name=WORDS, places=climbed))
+        parts.append(Part(name=WORDS, places=policy_indices))
     if config.split:
-        parts.append(Part(name=HELDOUT, places=aside))
+        parts.append(Part(name=HELDOUT, places=heldout_indices))
     for part in parts if len(parts) > 1 else []:
-        if (count := len({prompts[place] for place in part.places})) < SMALLEST_PART:
+        if (count := len({prompts[index] for index in part.places})) < SMALLEST_PART:
             raise DataError(
                 f"the reward model {part.name!r} would learn from {count} of {len({prompts[i] for i in train})} "
                 f"prompts; at least {SMALLEST_PART} are needed: collect more preferences, or set reward.split and "
@@ -93,9 +93,9 @@ def reward_parts(config: RewardStageConfig, prompts: Sequence[str], train: Seque
     return parts
 
 
-def _halves(places: Sequence[int], prompts: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    first, second = split_holdout([prompts[place] for place in places], 0.5, seed)
-    return [places[i] for i in first], [places[i] for i in second]
+def _halves(indices: Sequence[int], prompts: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    first, second = split_holdout([prompts[index] for index in indices], 0.5, seed)
+    return [indices[i] for i in first], [indices[i] for i in second]
 
 
 def reward_backbone(context: Context, trunk: Backbone | None) -> Backbone:
@@ -231,7 +231,7 @@ def word_score(text: str, weights: Mapping[str, float]) -> float:
 
 def counts_of(parts: Sequence[Part], held: Sequence[int]) -> Counts:
     """Counts that the stage reports about its parts."""
-    train = {place for part in parts for place in part.places}
+    train = {index for part in parts for index in part.places}
     counts: Counts = {"preferences": len(train), "held_out": len(held)}
     if len(parts) > 1:
         counts |= {f"preferences of {part.name}": len(part.places) for part in parts}

@@ -101,7 +101,7 @@ class _Data:
     @cached_property
     def train(self) -> list[int]:
         """Sorted indices of the preferences that any part learns from."""
-        return sorted({place for part in self.parts for place in part.places})
+        return sorted({index for part in self.parts for index in part.places})
 
     @cached_property
     def learned(self) -> set[int]:
@@ -134,12 +134,12 @@ class _Trained:
     annotators: _Differences | None
     """What the first part learned about annotators; None: the model does not distinguish them."""
 
-    def scores(self, part: Part, places: Sequence[int], data: _Data, *, stored: bool = True) -> list[list[float]]:
+    def scores(self, part: Part, indices: Sequence[int], data: _Data, *, stored: bool = True) -> list[list[float]]:
         """Raw scores of the answers at these indices; ``stored``: True: use the training rankings' stored states."""
         if part.name == WORDS:
-            return [[word_score(c.text, self.words) for c in data.preferences[i].completions] for i in places]
+            return [[word_score(c.text, self.words) for c in data.preferences[i].completions] for i in indices]
         states = self.states if stored else None
-        return score_rankings(self.roles[part.name], [data.rankings[i] for i in places], states=states)
+        return score_rankings(self.roles[part.name], [data.rankings[i] for i in indices], states=states)
 
 
 def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequence[str]) -> _Trained:
@@ -170,10 +170,10 @@ def _train(context: Context, backbone: Backbone, data: _Data, annotators: Sequen
         if several and context.group.once(f"weights of {part.name}", earlier.exists):
             role.load_state(load_tensors(earlier))
             continue
-        given = [data.rankings[i] for i in part.places]
-        own, learned = _train_part(context, role, part, given, states, annotators, several=several)
+        rankings = [data.rankings[i] for i in part.places]
+        part_states, learned = _train_part(context, role, part, rankings, states, annotators, several=several)
         differences = differences if learned is None else learned
-        states = states if several else own
+        states = states if several else part_states
         role.save(folder / part.file)
     return _Trained(roles=roles, words=words, states=states, annotators=differences)
 
@@ -205,9 +205,11 @@ def _train_part(
         habits = Annotators(start, role.backbone.device)
     title = f"reward model {part.name}" if several else "reward model"
     with context.training("reward", title, part="" if first else part.name) as session:
-        own = train_reward(role, rankings, config, seed=seed, session=session, states=states, annotators=habits)
+        trained_states = train_reward(
+            role, rankings, config, seed=seed, session=session, states=states, annotators=habits
+        )
     if habits is None or not first:
-        return own, None
+        return trained_states, None
     learned = habits.population()
     facts = AnnotatorFacts(
         habits=learned.habits,
@@ -217,7 +219,7 @@ def _train_part(
         heldout=None,
         taste=choice and taste_facts(choice),
     )
-    return own, _Differences(facts=facts, population=learned, taste=choice and choice.taste)
+    return trained_states, _Differences(facts=facts, population=learned, taste=choice and choice.taste)
 
 
 def _model(part: Part, mean: float, std: float) -> RewardModel:
@@ -232,15 +234,15 @@ def _measured_habits(
     """The annotators' facts, with the log-loss of the held-out votes if there are any."""
     config, facts = context.config.reward, learned.facts
     assert config is not None
-    places = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
-    if places:
-        rankings = with_taste([data.rankings[i] for i in places], learned.taste)
+    indices = [i for i, ranking in enumerate(data.rankings) if i not in data.learned and ranking.votes]
+    if indices:
+        rankings = with_taste([data.rankings[i] for i in indices], learned.taste)
         heldout = heldout_log_loss(
             config,
             learned.population,
             rankings,
             score_rankings(role, rankings),
-            [data.preferences[i].prompt.id for i in places],
+            [data.preferences[i].prompt.id for i in indices],
             annotators=annotators,
             seed=context.seed("reward"),
         )
@@ -274,8 +276,8 @@ def _measured(
     assert context.config.reward is not None
     ensemble = context.config.reward.ensemble
     scores = heldout[FIRST] if ensemble is None else combined_scores(ensemble, heldout, scales)
-    climbed = sorted({place for part in parts if not part.judges for place in part.places})
-    simple = baselines(chosen, [p for p in (preferences[i] for i in climbed) if AUGMENTED not in p.metadata])
+    policy_indices = sorted({index for part in parts if not part.judges for index in part.places})
+    simple = baselines(chosen, [p for p in (preferences[i] for i in policy_indices) if AUGMENTED not in p.metadata])
     result = evaluate_reward_model(chosen, scores, baselines=simple)
     if result.accuracy.value is not None:
         context.ui.say(
@@ -283,8 +285,8 @@ def _measured(
             f"({', '.join(f'{b.name} {b.accuracy.value:.1%}' for b in result.baselines)})"
         )
     by_objective = dict(evaluations(chosen, scores, simple)) if context.config.reward.objectives else {}
-    for name, own in by_objective.items():
-        context.ui.say(f"  {name}: held-out accuracy {own.accuracy.value:.1%} on {own.pairs} pairs")
+    for name, objective in by_objective.items():
+        context.ui.say(f"  {name}: held-out accuracy {objective.accuracy.value:.1%} on {objective.pairs} pairs")
     errors = member_errors(chosen, heldout, seed=context.seed("reward")) if len(parts) > 1 else None
     if errors is not None:
         for line in error_lines(errors):

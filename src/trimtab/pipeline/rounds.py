@@ -56,21 +56,21 @@ def next_round(
     run, ui = open_run(path), ui or Ui()
     with run.lock(), interruptible() as stopping:
         rounds = run.rounds()
-        begun = unfinished_round(run)
-        if begun is not None:
-            ui.say(f"round {begun.number} was begun; continuing it")
-        current = begun or run.round(len(rounds) + 1)
-        before = run.round(current.number - 1)
-        check_finished(before)
-        basis = load_recipe((begun or before).path / "config.yaml")
-        if begun is None and basis.evaluate is None:  # rounds of `trimtab tune` leave the evaluation out
-            own = load_recipe(run.path / "config.yaml")
-            basis = basis.model_copy(update={"evaluate": own.evaluate, "balance": own.balance})
+        unfinished = unfinished_round(run)
+        if unfinished is not None:
+            ui.say(f"round {unfinished.number} was begun; continuing it")
+        current = unfinished or run.round(len(rounds) + 1)
+        previous = run.round(current.number - 1)
+        check_finished(previous)
+        basis = load_recipe((unfinished or previous).path / "config.yaml")
+        if unfinished is None and basis.evaluate is None:  # rounds of `trimtab tune` leave the evaluation out
+            first_recipe = load_recipe(run.path / "config.yaml")
+            basis = basis.model_copy(update={"evaluate": first_recipe.evaluate, "balance": first_recipe.balance})
         config = _config(basis, votes, database, overrides)
         config, recipe = prepared(config), recipe_of(run)
         if config.scale.kind == "torchrun":
             ui.say("`trimtab round` runs in one process; scale is for `trimtab run`, and the results are the same")
-        status = before.status("align")
+        status = previous.status("align")
         assert status is not None, "it is finished"
         stages = plan_stages(config, recipe, current, start=status.fingerprint)
         planned = PlannedRound(run=RunFolder(current.path), stages=stages, start=status.fingerprint)
@@ -80,7 +80,7 @@ def next_round(
 
 def unfinished_round(run: RunFolder) -> RunFolder | None:
     """The round from votes that was begun but is not finished; None: there is none."""
-    return next((r for r in run.rounds() if _by_votes(r) and not _is_round_finished(r)), None)
+    return next((r for r in run.rounds() if _is_from_votes(r) and not _is_round_finished(r)), None)
 
 
 def check_finished(run: RunFolder) -> None:
@@ -91,9 +91,9 @@ def check_finished(run: RunFolder) -> None:
     """
     status = run.status("align")
     if status is None or status.state != "done":
-        how = "has no policy" if status is None else "is not finished"
+        state = "has no policy" if status is None else "is not finished"
         raise ConfigError(
-            f"{run.path}: round {run.number} {how}, so no round can start from it; finish it with "
+            f"{run.path}: round {run.number} {state}, so no round can start from it; finish it with "
             f"`{_command(run)}`. A recipe without align has no rounds"
         )
     if run.newest().number < run.number:
@@ -104,10 +104,10 @@ def check_finished(run: RunFolder) -> None:
 
 
 def _command(run: RunFolder) -> str:
-    return f"trimtab round {run.first.path}" if _by_votes(run) else f"trimtab run {recipe_of(run.first)}"
+    return f"trimtab round {run.first.path}" if _is_from_votes(run) else f"trimtab run {recipe_of(run.first)}"
 
 
-def _by_votes(run: RunFolder) -> bool:
+def _is_from_votes(run: RunFolder) -> bool:
     label = load_recipe(run.path / "config.yaml").label
     return run.number > 1 and label is not None and label.source == "votes"
 
@@ -115,27 +115,27 @@ def _by_votes(run: RunFolder) -> bool:
 def _is_round_finished(run: RunFolder) -> bool:
     evaluated = load_recipe(run.path / "config.yaml").evaluate is not None
     stages = ("align", "evaluate", "report") if evaluated else ("align",)
-    fresh = all(run.made_from(later, earlier) for earlier, later in pairwise(stages))
-    return fresh and all(run.is_finished(stage) for stage in stages) and run.newest().number >= run.number
+    consistent = all(run.made_from(later, earlier) for earlier, later in pairwise(stages))
+    return consistent and all(run.is_finished(stage) for stage in stages) and run.newest().number >= run.number
 
 
-def _config(before: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:
+def _config(previous: RunConfig, votes: Path | None, database: str | None, overrides: Sequence[str]) -> RunConfig:
     """The recipe of a round: the recipe of the round before, but labelled by votes."""
-    known = None if before.label is None else before.label.votes
-    if votes is None and known is None:
+    earlier_votes = None if previous.label is None else previous.label.votes
+    if votes is None and earlier_votes is None:
         raise ConfigError(
             "nothing says where the votes are; name the project of `trimtab serve --chat` or `trimtab annotate` with "
             "--votes PROJECT"
         )
-    values: dict[str, Any] = before.model_dump(mode="json")
-    settings = {} if known is None else known.model_dump(mode="json")
+    values: dict[str, Any] = previous.model_dump(mode="json")
+    settings = {} if earlier_votes is None else earlier_votes.model_dump(mode="json")
     if votes is not None:
         settings |= {"project": str(votes), "database": database}
     elif database is not None:
         settings["database"] = database
-    label = {} if before.label is None else {name: values["label"][name] for name in ("aggregate", "without")}
+    label = {} if previous.label is None else {name: values["label"][name] for name in ("aggregate", "without")}
     values |= {"rounds": 1, "sample": None, "label": label | {"source": "votes", "votes": settings}}
-    data = before.data
+    data = previous.data
     values["data"] |= {
         "preferences": None,
         "ratings": None,

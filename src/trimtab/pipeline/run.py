@@ -136,17 +136,17 @@ def plan_stages(
     context = Context(config=config, recipe=recipe, run=run, ui=Ui())
     if {"sft", "align"} & {stage.name for stage in stages}:
         capability_set(config, context.data_path)  # refuses a malformed one before anything is trained
-    prints: dict[str, str] = {} if start is None else {START: start}
+    fingerprints: dict[str, str] = {} if start is None else {START: start}
     planned = []
     for stage in stages:
-        prints[stage.name] = _fingerprint(stage, context, prints)
-        if run.is_done(stage.name, prints[stage.name]):
+        fingerprints[stage.name] = _fingerprint(stage, context, fingerprints)
+        if run.is_done(stage.name, fingerprints[stage.name]):
             state = "done"
         else:
             status = run.status(stage.name)
-            same = status is not None and status.fingerprint == prints[stage.name]
-            state = "continue" if same else "run"
-        planned.append(Planned(stage=stage, fingerprint=prints[stage.name], state=state))
+            unfinished = status is not None and status.fingerprint == fingerprints[stage.name]
+            state = "continue" if unfinished else "run"
+        planned.append(Planned(stage=stage, fingerprint=fingerprints[stage.name], state=state))
     return planned
 
 
@@ -269,7 +269,7 @@ def run_round(
             continue
         if item.stage.shared:
             context.group = group
-            (_run_stage if group.first else _follow)(context, item.stage)
+            (_run_stage if group.first else _run_as_follower)(context, item.stage)
         else:
             context.group = ALONE
             group.once(f"stage {name}", partial(_run_stage, context, item.stage))
@@ -302,11 +302,11 @@ def _run_stage(context: Context, stage: Stage) -> None:
     name, run, started = stage.name, context.run, time.monotonic()
     try:
         counts, outputs = stage.run(context)
-        _meet(context, stage)
+        _wait_for_ranks(context, stage)
     except BaseException as error:
         run.add_seconds(name, time.monotonic() - started, memory_gb=peak_memory() / 1e9)
         if isinstance(error, NonFiniteError):
-            raise NonFiniteError(f"{error}\n{_last_good(run.stage(name))}") from error
+            raise NonFiniteError(f"{error}\n{_last_checkpoint(run.stage(name))}") from error
         raise
     seconds = time.monotonic() - started
     run.finish(name, seconds=seconds, counts=counts, outputs=outputs, memory_gb=peak_memory() / 1e9)
@@ -314,16 +314,16 @@ def _run_stage(context: Context, stage: Stage) -> None:
     context.ui.say(f"  {seconds:.0f} s · {summary}")
 
 
-def _follow(context: Context, stage: Stage) -> None:
+def _run_as_follower(context: Context, stage: Stage) -> None:
     """Run a stage together with the first rank: the work is divided, and files that this rank writes are discarded."""
     with tempfile.TemporaryDirectory(prefix="trimtab-") as folder:
         context.scratch = {stage.name: Path(folder)}
         stage.run(context)
-        _meet(context, stage)
+        _wait_for_ranks(context, stage)
     context.scratch = {}
 
 
-def _meet(context: Context, stage: Stage) -> None:
+def _wait_for_ranks(context: Context, stage: Stage) -> None:
     """Wait until all ranks have their results, since finishing a stage removes checkpoints that they may be reading."""
     context.group.gather(f"results of stage {stage.name}", lambda: None)
 
@@ -332,14 +332,14 @@ def publish(run: RunFolder, ui: Ui) -> None:
     """Copy the page of the newest round that has one to the run's folder."""
     first = run.first
     pages = [r.stage("report") for r in first.rounds()[: run.newest().number]]
-    made = [folder for folder in pages if (folder / "report.html").is_file()]
-    for name in ("report.html", "report.json") if made else ():
-        page = (made[-1] / name).read_bytes()
+    finished = [folder for folder in pages if (folder / "report.html").is_file()]
+    for name in ("report.html", "report.json") if finished else ():
+        page = (finished[-1] / name).read_bytes()
         if not (first.path / name).is_file() or (first.path / name).read_bytes() != page:
             write_atomic(first.path / name, page)
 
 
-def _last_good(folder: Path) -> str:
+def _last_checkpoint(folder: Path) -> str:
     """A sentence: from which checkpoint to continue after a number became NaN or infinite."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     return (
@@ -395,7 +395,7 @@ def interruptible(*, aloud: bool = True) -> Iterator[Sequence[bool]]:
     """
     stopping = [False]
 
-    def ask(_: int, __: FrameType | None) -> None:
+    def request_stop(_: int, __: FrameType | None) -> None:
         if stopping[0]:
             raise KeyboardInterrupt
         stopping[0] = True
@@ -403,14 +403,14 @@ def interruptible(*, aloud: bool = True) -> Iterator[Sequence[bool]]:
             print("\nstopping after this step (Ctrl-C again to stop at once) …", file=sys.stderr)
 
     try:
-        old = signal.signal(signal.SIGINT, ask)
+        previous_handler = signal.signal(signal.SIGINT, request_stop)
     except ValueError:  # not the main thread
         yield stopping
         return
     try:
         yield stopping
     finally:
-        signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 __all__ = ["CODE", "STAGES", "Planned", "PlannedRound", "plan_rounds", "plan_stages", "run_recipe"]

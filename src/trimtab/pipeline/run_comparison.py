@@ -26,7 +26,7 @@ from trimtab.records import Rollout, read_records
 from trimtab.storage import RunFolder
 from trimtab.storage.watched import ALIGN, WatchedRun
 
-MOST = 4
+MAX_RUNS = 4
 """Most runs on one page: the number of colours."""
 
 CURVES = ("reward", "gold", "reward/heldout", "kl", "length", "entropy", "loss", "accuracy", "alarms")
@@ -88,11 +88,11 @@ def write_comparison(paths: Sequence[Path], out: Path) -> Path:
     """Write the page.
 
     Raises:
-        ConfigError: there are more runs than :data:`MOST`, or a run is named twice.
+        ConfigError: there are more runs than :data:`MAX_RUNS`, or a run is named twice.
         DataError: a folder is no run.
     """
-    if len(paths) > MOST:
-        raise ConfigError(f"{len(paths)} runs; a page shows at most {MOST}: choose some of them")
+    if len(paths) > MAX_RUNS:
+        raise ConfigError(f"{len(paths)} runs; a page shows at most {MAX_RUNS}: choose some of them")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("a run is named twice; name different runs")
     runs = [read_run(path) for path in paths]
@@ -142,8 +142,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     """Settings that differ between runs, except the name; a missing setting is a dash."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    shown = {key: [str(run.settings[key]) if key in run.settings else "–" for run in runs] for key in keys}
-    return {key: values for key, values in shown.items() if key != "name" and len(set(values)) > 1}
+    values_by_key = {key: [str(run.settings[key]) if key in run.settings else "–" for run in runs] for key in keys}
+    return {key: values for key, values in values_by_key.items() if key != "name" and len(set(values)) > 1}
 
 
 def against_first(runs: Sequence[ComparedRun]) -> list[AgainstFirst]:
@@ -151,12 +151,12 @@ def against_first(runs: Sequence[ComparedRun]) -> list[AgainstFirst]:
     first, *later = runs
     rows = []
     for run in later:
-        both = [key for key in first.answers if key in run.answers]
-        scores = [[r.answers[key].rewards.get("gold", math.nan) for key in both] for r in (first, run)]
+        common = [key for key in first.answers if key in run.answers]
+        scores = [[r.answers[key].rewards.get("gold", math.nan) for key in common] for r in (first, run)]
         reason, win, gain = "", None, None
         if first.settings.get("gold") is None or first.settings.get("gold") != run.settings.get("gold"):
             reason = "the runs have no gold utility in common, so no judge compares their answers"
-        elif not both:
+        elif not common:
             reason = "the runs answered no held-out prompt in common"
         elif not all(math.isfinite(x) for part in scores for x in part):
             reason = "not all answers have a score by gold"
@@ -164,9 +164,9 @@ def against_first(runs: Sequence[ComparedRun]) -> list[AgainstFirst]:
             before, after = scores
             low, high = paired_bootstrap_interval(after, before)
             value = sum(after) / len(after) - sum(before) / len(before)
-            gain = Estimate(value=value, low=low, high=high, n=len(both))
+            gain = Estimate(value=value, low=low, high=high, n=len(common))
             win = win_rate(after, before)
-        rows.append(AgainstFirst(run=run.name, n=len(both), reason=reason, win=win, gain=gain))
+        rows.append(AgainstFirst(run=run.name, n=len(common), reason=reason, win=win, gain=gain))
     return rows
 
 

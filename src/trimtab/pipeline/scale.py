@@ -160,7 +160,7 @@ def launch(config: ScaleConfig, arguments: Sequence[str]) -> int:
     count = processes(config)
     store, port = serve()
     ranks = [_start(rank, count, port, arguments) for rank in range(count)]
-    with _passing_on(ranks):
+    with _forwarding_signals(ranks):
         code = _wait(ranks, store)
     return code
 
@@ -184,29 +184,29 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
     """Wait until all ranks have ended; returns the exit code of the first that failed with its own error."""
     codes: list[int] = []
     failed = None
-    left = dict(enumerate(ranks))
-    while left:
-        for rank, process in list(left.items()):
+    running = dict(enumerate(ranks))
+    while running:
+        for rank, process in list(running.items()):
             ended = process.poll()
             if ended is None:
                 continue
-            del left[rank]
-            how = f"signal {-ended} ended its process" if ended < 0 else f"its process ended with code {ended}"
-            report_end(store, rank, how)
+            del running[rank]
+            reason = f"signal {-ended} ended its process" if ended < 0 else f"its process ended with code {ended}"
+            report_end(store, rank, reason)
             if ended < 0:
-                print(f"rank {rank} of {len(ranks)}: {how}", file=sys.stderr)
+                print(f"rank {rank} of {len(ranks)}: {reason}", file=sys.stderr)
             if ended != 0:
                 codes.append(ended if ended > 0 else RankError.exit_code)
                 failed = failed or time.monotonic()
         if failed is not None and time.monotonic() - failed > GRACE:
-            for process in left.values():
+            for process in running.values():
                 process.kill()
         time.sleep(0.05)
     return next((code for code in codes if code != RankError.exit_code), codes[0] if codes else 0)
 
 
 @contextmanager
-def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forwarding_signals(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Pass Ctrl-C and termination signals on to the ranks; if this process fails, end them too."""
 
     def send(number: int, _: Any) -> None:
@@ -215,11 +215,11 @@ def _passing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
                 process.send_signal(number)
 
     signals = (signal.SIGINT, signal.SIGTERM)
-    old = [signal.signal(number, send) for number in signals]
+    previous_handlers = [signal.signal(number, send) for number in signals]
     try:
         yield
     finally:
-        for number, handler in zip(signals, old, strict=True):
+        for number, handler in zip(signals, previous_handlers, strict=True):
             signal.signal(number, handler)
         for process in ranks:
             if process.poll() is None:
@@ -247,13 +247,13 @@ def scale_lines(config: ScaleConfig) -> list[str]:
 
 
 def _ray_line(ray: RayConfig) -> str:
-    where = "a Ray cluster of this machine alone" if ray.address is None else f"the Ray cluster at {ray.address}"
+    cluster = "a Ray cluster of this machine alone" if ray.address is None else f"the Ray cluster at {ray.address}"
     extra = f", up to {ray.extra_samplers} more samplers when there is room" if ray.extra_samplers else ""
     scored = f"{ray.scorers} compute its rewards" if ray.scorers else "this process computes the rewards"
-    each = ", ".join(f"{name} {value:g}" for name, value in ray.needs.items())
+    needs = ", ".join(f"{name} {value:g}" for name, value in ray.needs.items())
     return (
-        f"Processes: this one trains; on {where} {ray.samplers} draw the answers of align in chunks of {ray.chunk} "
-        f"prompts, and {scored} ({each} each{extra}). All other stages run here. Times and memory are those of one "
+        f"Processes: this one trains; on {cluster} {ray.samplers} draw the answers of align in chunks of {ray.chunk} "
+        f"prompts, and {scored} ({needs} each{extra}). All other stages run here. Times and memory are those of one "
         "process; each of the others holds a model of its own"
     )
 

@@ -55,12 +55,12 @@ class Stage:
     """True: all ranks run it and divide its work; False: the first rank runs it alone."""
 
 
-def _section(name: str, *more: str) -> Callable[[RunConfig], Any]:
+def _section(name: str, *extra_keys: str) -> Callable[[RunConfig], Any]:
     def settings(config: RunConfig) -> Any:
         section = getattr(config, name)
         if section is None:
             return None
-        extra = {key: getattr(config, key) for key in more}
+        extra = {key: getattr(config, key) for key in extra_keys}
         return {name: _used_settings(section)} | {
             k: _plain(v) for k, v in extra.items() if v is not None or k != "rewards"
         }
@@ -106,9 +106,9 @@ def _preferences_settings(config: RunConfig) -> Any:
     named = () if config.reward is None else config.reward.objectives
     objectives = {"objectives": list(named)} if named else {}
     if config.label is not None:
-        without = {"without": sorted(config.label.without)} if config.label.without else {}
-        without |= {"thumbs": True} if config.learns_from_thumbs else {}
-        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | without | objectives
+        excluded = {"without": sorted(config.label.without)} if config.label.without else {}
+        excluded |= {"thumbs": True} if config.learns_from_thumbs else {}
+        return {"aggregate": config.label.aggregate.model_dump(mode="json")} | excluded | objectives
     read = {"limit": config.data.limit, "format": config.data.format} | objectives
     return read if config.data.preferences else None
 
@@ -118,18 +118,20 @@ def _label_settings(config: RunConfig) -> Any:
     label = config.label
     if label is None:
         return None
-    who = config.people_of_hybrid if label.source == "hybrid" else label.source
+    labellers = config.people_of_hybrid if label.source == "hybrid" else label.source
     used = (
         {"source"}
         | ({"judges", "judge"} if label.by_ai else set())
         | ({"route"} if label.source == "hybrid" else set())
     )
-    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}, "votes": {"votes"}}.get(who, set())
-    values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": who}
+    used |= {"simulated": {"simulation"}, "human": {"human"}, "app": {"human"}, "votes": {"votes"}}.get(
+        labellers, set()
+    )
+    values: dict[str, Any] = {"label": label.model_dump(mode="json", include=used), "people": labellers}
     if "human" in used:
         del values["label"]["human"]["wait_minutes"]
     values |= {"thumbs": True} if config.learns_from_thumbs else {}
-    return values | ({"gold": config.gold} if who == "simulated" else {})
+    return values | ({"gold": config.gold} if labellers == "simulated" else {})
 
 
 def _label_sources(config: RunConfig) -> list[str | None]:

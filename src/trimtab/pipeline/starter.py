@@ -70,9 +70,9 @@ def look_at(source: str, *, format: str = "auto", use: Kind | None = None) -> Da
     kinds["prompts"] += report.records.get("comparison", 0)
     usable: list[Kind] = [kind for kind, count in kinds.items() if count and count >= 0.1 * total]
     if not usable:
-        others = ", ".join(report.records) or "nothing"
+        contents = ", ".join(report.records) or "nothing"
         raise DataError(
-            f"{source}: holds {others}, and none of {report.rows} rows can be trained on. Expected preferences, "
+            f"{source}: holds {contents}, and none of {report.rows} rows can be trained on. Expected preferences, "
             f"ratings, demonstrations or prompts; `trimtab data check {source}` gives the reason for each row"
         )
     kind: Kind = use or usable[0]
@@ -114,10 +114,10 @@ def write_starter(answers: Answers, recipe: Path, *, overwrite: bool = False) ->
 def _fitting(answers: Answers, recipe: Path) -> str:
     """The recipe's text with the largest settings that fit into the machine's memory."""
     lengths = _lengths(answers)
-    tries = [(64, False), (32, False), (16, True), (8, True)]
+    options = [(64, False), (32, False), (16, True), (8, True)]
     if answers.machine.kind == "gpu":
-        tries = [(256, False), (128, False), *tries]
-    for slots, checkpointing in tries:
+        options = [(256, False), (128, False), *options]
+    for slots, checkpointing in options:
         text = recipe_text(answers, recipe, lengths, slots=slots, checkpointing=checkpointing)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / recipe.name
@@ -131,7 +131,7 @@ def _fitting(answers: Answers, recipe: Path) -> str:
             fit_memory(config)
             return text
         except ConfigError:
-            if slots == tries[-1][0]:
+            if slots == options[-1][0]:
                 raise
     raise AssertionError("the last try returns or raises")
 
@@ -145,11 +145,11 @@ def _lengths(answers: Answers) -> Lengths:
     name = resolve(answers.model)
     shape: Any = AutoConfig.from_pretrained(adapter_base(name) or name).get_text_config()
     cap = 2048 if answers.machine.kind == "cpu" else 8192
-    built_for = min(n for n in (longest_context(answers.model), window_of(shape), cap) if n)
+    context_limit = min(n for n in (longest_context(answers.model), window_of(shape), cap) if n)
     longest_answer = 128 if answers.machine.kind == "cpu" else 512
     totals: list[int] = []
-    prompts: list[int] = []
-    spoken: list[int] = []
+    prompt_lengths: list[int] = []
+    answer_lengths: list[int] = []
     refused = 0
     for prompt, texts in _conversations(answers.data):
         try:
@@ -158,21 +158,23 @@ def _lengths(answers: Answers) -> Lengths:
         except DataError:
             refused += 1
             continue
-        prompts.append(head)
-        spoken += bodies
+        prompt_lengths.append(head)
+        answer_lengths += bodies
         totals.append(head + max(bodies, default=0))
     if answers.data is not None and not totals:
         raise DataError(
             f"{answers.data.source}: the chat template of {answers.model} refuses all {refused} conversations"
         )
-    answer = min(max(32, _up(_high(spoken), 16)), longest_answer) if spoken else min(96, longest_answer)
+    answer = (
+        min(max(32, _round_up(_p95(answer_lengths), 16)), longest_answer) if answer_lengths else min(96, longest_answer)
+    )
     if answers.verifier is not None:
         answer = longest_answer  # leave room for thinking before the result
-    need = max(_high(totals) if totals else 0, _high(prompts) + answer if prompts else 64 + answer)
+    needed = max(_p95(totals) if totals else 0, _p95(prompt_lengths) + answer if prompt_lengths else 64 + answer)
     if answers.by_judge:
-        need = max(need, (_high(prompts) if prompts else 64) + 2 * answer + JUDGE)
-    context = next((n for n in CONTEXTS if n >= need), CONTEXTS[-1])
-    context = min(context, built_for)
+        needed = max(needed, (_p95(prompt_lengths) if prompt_lengths else 64) + 2 * answer + JUDGE)
+    context = next((n for n in CONTEXTS if n >= needed), CONTEXTS[-1])
+    context = min(context, context_limit)
     answer = min(answer, context // 2)
     return Lengths(
         context=context,
@@ -199,11 +201,11 @@ def _conversations(data: Data | None) -> list[tuple[Sequence[Message], list[str]
     return pairs
 
 
-def _high(values: Sequence[int]) -> int:
+def _p95(values: Sequence[int]) -> int:
     """The 95th percentile of the values (nearest rank)."""
     ordered = sorted(values)
     return ordered[math.ceil(0.95 * len(ordered)) - 1]
 
 
-def _up(value: int, step: int) -> int:
+def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step

@@ -141,7 +141,7 @@ class Lengths:
     context: int
     """Length of a prompt with its answer."""
     answer: int
-    """``max_new_tokens``."""
+    """Value for ``max_new_tokens``."""
     measured: int
     """Number of records counted."""
     too_long: int

@@ -82,8 +82,8 @@ def _context_note(answers: Answers, lengths: Lengths) -> str:
 
 def _model(name: str, recipe: Path) -> str:
     """The model's name; a recipe in another folder needs a model folder's full path."""
-    elsewhere = recipe.parent.resolve() != Path.cwd()
-    return str(Path(name).resolve()) if elsewhere and Path(name).is_dir() else name
+    in_other_folder = recipe.parent.resolve() != Path.cwd()
+    return str(Path(name).resolve()) if in_other_folder and Path(name).is_dir() else name
 
 
 def _path(source: str, recipe: Path) -> str:
@@ -107,8 +107,8 @@ def _wrapped(text: str, width: int = 112) -> list[str]:
 
 def _quoted(text: str) -> str:
     """A YAML string: unquoted if that is safe, otherwise in quotes."""
-    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./@-]*", text) is not None and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    is_plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./@-]*", text) is not None and yaml.safe_load(text) == text
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def run_name(text: str) -> str:

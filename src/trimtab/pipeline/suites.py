@@ -80,7 +80,7 @@ def suites_of(run: RunFolder) -> tuple[SuiteResults | None, str]:
         results = SuiteResults.model_validate_json(file.read_text(encoding="utf-8"))
     except ValueError:
         return None, f"{file} is of another version of trimtab; measure the suites again with trimtab eval."
-    if any(fingerprint(run, which) != made for which, made in results.checkpoints.values()):
+    if any(fingerprint(run, which) != stored for which, stored in results.checkpoints.values()):
         return (
             None,
             f"Models were trained again since suites were measured ({file}); measure them again with trimtab eval.",

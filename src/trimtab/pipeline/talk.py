@@ -52,17 +52,17 @@ def open_model(target: str, *, which: str, runs: Path) -> tuple[Backbone, str | 
         run = run.newest()
     elif which == "sft":
         run = run.first
-    if run.number > 1 and (own := run.stage("align") / "config.yaml").is_file():
-        config = config.model_copy(update={"align": load_recipe(own).align})
-    surroundings = Context(config=config, recipe=recipe, run=run, ui=Silent())
+    if run.number > 1 and (stage_recipe := run.stage("align") / "config.yaml").is_file():
+        config = config.model_copy(update={"align": load_recipe(stage_recipe).align})
+    run_context = Context(config=config, recipe=recipe, run=run, ui=Silent())
     stage = {"base": None, "sft": "sft", "policy": "align"}.get(which, "")
-    if stage == "" or (stage and not (surroundings.folder(stage) / "weights.safetensors").exists()):
+    if stage == "" or (stage and not (run_context.folder(stage) / "weights.safetensors").exists()):
         raise ConfigError(f"{run.path} has no model {which!r} yet; run `trimtab run {target}` or use --model base")
-    backbone = surroundings.trunk(pretrained=which == "base")
+    backbone = run_context.trunk(pretrained=which == "base")
     if which != "policy":
         return backbone, None
-    role = policy_role(surroundings, backbone)
-    role.load_state(load_tensors(surroundings.folder("align") / "weights.safetensors"))
+    role = policy_role(run_context, backbone)
+    role.load_state(load_tensors(run_context.folder("align") / "weights.safetensors"))
     return role.backbone, role.adapter
 
 
@@ -129,7 +129,7 @@ class Talk:
             DataError: the chat template cannot render the conversation.
         """
         turns = [*self.turns, Message(role="user", content=text)]
-        forgotten, before = 0, self.sampler.config.max_new_tokens
+        forgotten, initial_limit = 0, self.sampler.config.max_new_tokens
         while True:
             try:
                 rollout = self.sampler.generate([Prompt.of(turns)], adapter=self.adapter, seed=self.count)[0]
@@ -153,5 +153,5 @@ class Talk:
             forgotten=forgotten,
             unfinished=unfinished,
             limit=limit,
-            raised=limit > before,
+            raised=limit > initial_limit,
         )

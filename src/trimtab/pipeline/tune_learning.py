@@ -34,7 +34,7 @@ START = "tune.json"
 """File of a run with the number of the round from which tuning began."""
 PREDICTED = "predicted.json"
 """File of a round with the predictions of its choices, and answers before and after it."""
-SHOWN = 3
+FIXED_PROMPTS = 3
 """Number of fixed prompts whose answers before and after are shown."""
 
 
@@ -106,18 +106,18 @@ def predictions(round: RunFolder) -> Predicted | None:
 
 def predict_choices(run: RunFolder, number: int) -> Predicted:
     """Predict a finished round's choices with models of earlier rounds, answer the fixed prompts, and write both."""
-    made, start, before = run.round(number), run.round(first_round(run)), run.round(number - 1)
-    status = made.status("align")
+    trained, first, previous = run.round(number), run.round(first_round(run)), run.round(number - 1)
+    status = trained.status("align")
     assert status is not None
-    preferences = read_records(made.stage("preferences") / "preferences.jsonl", Preference)
-    newest = _right(before, start, preferences)
+    preferences = read_records(trained.stage("preferences") / "preferences.jsonl", Preference)
+    newest = _correct_predictions(previous, first, preferences)
     predicted = Predicted(
         policy=status.fingerprint,
         newest=newest,
-        start=newest if before.number == start.number else _right(start, start, preferences),
-        examples=_examples(start, made),
+        start=newest if previous.number == first.number else _correct_predictions(first, first, preferences),
+        examples=_examples(first, trained),
     )
-    write_json(made.path / PREDICTED, predicted.model_dump(mode="json"))
+    write_json(trained.path / PREDICTED, predicted.model_dump(mode="json"))
     return predicted
 
 
@@ -132,25 +132,25 @@ def learned(rounds: Sequence[Predicted]) -> Learned:
         return Learned(verdict="waiting", choices=0, accuracy=None, start=None, gain=None)
     low, high = anytime_interval(newest)
     halves = [(1 + a - b) / 2 for a, b in zip(newest, start, strict=True)]
-    least, most = (2 * end - 1 for end in anytime_interval(halves))
-    verdict = "not_learned" if low <= 0.5 else "learned" if least > 0 else "no_better"
+    gain_low, gain_high = (2 * end - 1 for end in anytime_interval(halves))
+    verdict = "not_learned" if low <= 0.5 else "learned" if gain_low > 0 else "no_better"
     return Learned(
         verdict=verdict,
         choices=len(newest),
         accuracy=(fmean(newest), low, high),
         start=fmean(start),
-        gain=(fmean(newest) - fmean(start), least, most),
+        gain=(fmean(newest) - fmean(start), gain_low, gain_high),
     )
 
 
 def _context(run: RunFolder) -> Context:
     config = load_recipe(run.path / "config.yaml")
-    if (own := run.stage("align") / "config.yaml").is_file():
-        config = config.model_copy(update={"align": load_recipe(own).align})
+    if (stage_recipe := run.stage("align") / "config.yaml").is_file():
+        config = config.model_copy(update={"align": load_recipe(stage_recipe).align})
     return Context(config=config, recipe=recipe_of(run.first), run=run, ui=Silent())
 
 
-def _right(model: RunFolder, start: RunFolder, preferences: Sequence[Preference]) -> tuple[float, ...]:
+def _correct_predictions(model: RunFolder, first: RunFolder, preferences: Sequence[Preference]) -> tuple[float, ...]:
     """For each preference with one winner of two: whether the model of a round prefers the chosen answer."""
     context = _context(model)
     if context.config.reward is not None:
@@ -159,10 +159,10 @@ def _right(model: RunFolder, start: RunFolder, preferences: Sequence[Preference]
         scores = score(rankings, used) if rankings else []
     else:
         rankings, used, _ = encode_preferences(context.trunk().chat, preferences)
-        own, reference = _policy(context), _policy(_context(start))
-        if model.number == start.number:
+        policy, reference = _policy(context), _policy(_context(first))
+        if model.number == first.number:
             reference = Role(context.trunk())
-        ratios = zip(answer_logprobs(own, rankings), answer_logprobs(reference, rankings), strict=True)
+        ratios = zip(answer_logprobs(policy, rankings), answer_logprobs(reference, rankings), strict=True)
         scores = [[a - b for a, b in zip(*pair, strict=True)] for pair in ratios]
     outcomes = []
     for preference, values in zip(used, scores, strict=True):
@@ -184,18 +184,18 @@ def fixed_prompts(context: Context, role: Role, room: int) -> list[Prompt]:
     try:
         prompts, _ = context.heldout(role.backbone.chat, room)
     except DataError:  # the recipe has no held-out prompts
-        prompts = context.prompts(role.backbone.chat, room)[0][-SHOWN:]
-    return prompts[:SHOWN]
+        prompts = context.prompts(role.backbone.chat, room)[0][-FIXED_PROMPTS:]
+    return prompts[:FIXED_PROMPTS]
 
 
-def _examples(start: RunFolder, made: RunFolder) -> tuple[tuple[str, str, str], ...]:
+def _examples(first: RunFolder, trained: RunFolder) -> tuple[tuple[str, str, str], ...]:
     """The fixed prompts with the answers of two rounds' policies."""
     texts: list[list[str]] = []
     prompts: list[Prompt] = []
-    for run in (start, made):
+    for run in (first, trained):
         context = _context(run)
         role, sampling = _policy(context), answering(run)
-        greedy = sampling.model_copy(update={"temperature": 0.0, "slots": SHOWN})
+        greedy = sampling.model_copy(update={"temperature": 0.0, "slots": FIXED_PROMPTS})
         prompts = prompts or fixed_prompts(context, role, sampling.max_new_tokens)
         sampler = LocalSampler(role.backbone, greedy)
         texts.append([r.text for r in sampler.generate(prompts, adapter=role.adapter, seed=0)])

@@ -85,8 +85,8 @@ def _at_equal_length(
         if item is None or j.ranks is None or len(item.completions) != 2:
             continue
         first = next(i for i, c in enumerate(item.completions) if c.model == model)
-        own, other = canonical_ranks(j)[first], canonical_ranks(j)[1 - first]
-        outcomes.append((own < other) + (own == other) / 2)
+        rank, rival_rank = canonical_ranks(j)[first], canonical_ranks(j)[1 - first]
+        outcomes.append((rank < rival_rank) + (rank == rival_rank) / 2)
         differences.append(len(words(item.completions[first].text)) - len(words(item.completions[1 - first].text)))
         prompts.append(item.prompt.id)
     equal = length_controlled(outcomes, differences, prompts)

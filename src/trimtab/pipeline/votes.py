@@ -30,7 +30,7 @@ from trimtab.pipeline.vote_files import (
 from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, write_records
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
-from trimtab.storage.chat import TO_A_PERSON, record_round
+from trimtab.storage.chat import UNJUSTIFIED_REFUSAL, record_round
 from trimtab.storage.labels import open_store
 from trimtab.storage.snapshot import (
     Snapshot,
@@ -40,7 +40,7 @@ from trimtab.storage.snapshot import (
     without_small_groups,
 )
 
-ON_ONE = "on one answer, not a comparison"
+NO_COMPARISON = "on one answer, not a comparison"
 """Why thumbs are left out."""
 CHAT = "chat-"
 """Prefix of the ids of items from the chat page."""
@@ -72,11 +72,11 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     config, folder = label.votes, context.folder("label")
     source = Path(context.data_path(config.project))
     exported = (source / "judgements.jsonl").is_file()
-    votes = _new(_of_export(source) if exported else _of_project(config, source), context, label)
+    votes = _unused_votes(_of_export(source) if exported else _of_project(config, source), context, label)
     if not votes.thumbs and not any(j.ranks is not None for j in votes.judgements):
         raise DataError(
             f"{config.project}: no comparison in it can be learned from"
-            f"{_listed(votes.dropped)}. Serve two models (`trimtab serve {context.run.first.path} --model policy "
+            f"{_reasons_text(votes.dropped)}. Serve two models (`trimtab serve {context.run.first.path} --model policy "
             "--model base --chat PROJECT`), let people compare their answers, and run the same command again"
         )
     write_records(folder / "comparisons.jsonl", votes.items)
@@ -92,7 +92,7 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     for line in measured_lines(measured):
         context.ui.say(f"  {line}")
     if votes.dropped:
-        context.ui.say(f"  left out{_listed(votes.dropped)}")
+        context.ui.say(f"  left out{_reasons_text(votes.dropped)}")
     if votes.refusals:
         context.ui.say(
             f"  {len(votes.refusals)} refusals that people call wrong wait for a person: {folder / REFUSALS}"
@@ -131,7 +131,7 @@ def of_snapshot(snapshot: Snapshot) -> Collected:
     collected = Collected(items=items, judgements=[])
     for s in submissions:
         task = tasks[s.task]
-        if s.verdict == "flag" and s.reason == TO_A_PERSON and s.task not in retired:
+        if s.verdict == "flag" and s.reason == UNJUSTIFIED_REFUSAL and s.task not in retired:
             collected.refusals.append(
                 WrongRefusal(
                     vote=s.id,
@@ -148,7 +148,7 @@ def of_snapshot(snapshot: Snapshot) -> Collected:
         elif task.check is not None:
             collected.dropped["check item"] += 1
         elif s.task not in comparable:
-            collected.dropped[ON_ONE] += 1
+            collected.dropped[NO_COMPARISON] += 1
             if (rating := rating_of(task, s)) is not None:
                 collected.thumbs.append(rating)
         else:
@@ -163,19 +163,19 @@ def _of_export(folder: Path) -> Collected:
         DataError: two different records share an id, or a file is damaged.
     """
     collected = Collected(items=[], judgements=[])
-    collected.items, _ = _once(read_records(folder / "comparisons.jsonl", Comparison), folder / "comparisons.jsonl")
-    votes, repeated = _once(read_records(folder / "judgements.jsonl", Judgement), folder / "judgements.jsonl")
-    known = {item.id for item in collected.items}
+    collected.items, _ = _unique(read_records(folder / "comparisons.jsonl", Comparison), folder / "comparisons.jsonl")
+    votes, repeated = _unique(read_records(folder / "judgements.jsonl", Judgement), folder / "judgements.jsonl")
+    item_ids = {item.id for item in collected.items}
     collected.dropped["repeated in the file"] += repeated
     for j in votes:
-        if j.item not in known:
+        if j.item not in item_ids:
             collected.dropped["on an answer that is not in comparisons.jsonl"] += 1
         else:
             collected.judgements.append(j)
     return collected
 
 
-def _once(records: Iterable[R], file: Path) -> tuple[list[R], int]:
+def _unique(records: Iterable[R], file: Path) -> tuple[list[R], int]:
     """The records without repetitions, and the number of repetitions."""
     unique: dict[str, R] = {}
     repeated = 0
@@ -200,59 +200,59 @@ def opinion(judgement: Judgement) -> tuple[str, str, str]:
     return judgement.item, judgement.annotator, judgement.criterion
 
 
-def _new(collected: Collected, context: Context, label: LabelConfig) -> Collected:
+def _unused_votes(collected: Collected, context: Context, label: LabelConfig) -> Collected:
     """The votes that this round may use, and their answers.
 
     A change of a judgement that an earlier round used is not a new vote. The cap on one person's votes is applied last,
     so votes of earlier rounds do not count towards it.
     """
     assert label.votes is not None
-    before = used_before(context.run.earlier())
-    refused: set[str] = set()
+    used_opinions = used_before(context.run.earlier())
+    known_refusals: set[str] = set()
     for folder in (run.stage("label") for run in context.run.earlier()):
         if (folder / REFUSALS).is_file():
-            refused |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
-    aside, most = context.set_aside(), label.votes.per_person
+            known_refusals |= {r.vote for r in read_records(folder / REFUSALS, WrongRefusal)}
+    heldout_prompts, limit = context.set_aside(), label.votes.per_person
     thumbs = collected.thumbs if context.config.learns_from_thumbs else []
-    taken = {t.id for run in context.run.earlier() for t in thumbs_of(run)}
-    held = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in aside}
+    used_thumbs = {t.id for run in context.run.earlier() for t in thumbs_of(run)}
+    heldout_items = {item.id for item in collected.items if Prompt.of(item.prompt.messages).id in heldout_prompts}
     votes: list[Judgement] = []
-    dropped, used = Counter(collected.dropped), Counter[str]()
+    dropped, votes_by_annotator = Counter(collected.dropped), Counter[str]()
     for j in collected.judgements:
         if j.annotator in label.without:
             dropped["of annotators in label.without"] += 1
-        elif opinion(j) in before:
+        elif opinion(j) in used_opinions:
             dropped["used in an earlier round"] += 1
-        elif j.item in held:
+        elif j.item in heldout_items:
             dropped["about a held-out prompt"] += 1
-        elif j.item.startswith(CHAT) and used[j.annotator] >= most:
-            dropped[f"beyond {most} votes of one person"] += 1
+        elif j.item.startswith(CHAT) and votes_by_annotator[j.annotator] >= limit:
+            dropped[f"beyond {limit} votes of one person"] += 1
         else:
-            used[j.annotator] += 1
+            votes_by_annotator[j.annotator] += 1
             votes.append(j)
-    dropped[ON_ONE] -= len(thumbs)
-    given, liked = Counter[str](), []
+    dropped[NO_COMPARISON] -= len(thumbs)
+    thumbs_by_annotator, new_thumbs = Counter[str](), []
     for t in thumbs:
         if t.annotator in label.without:
             dropped["of annotators in label.without"] += 1
-        elif t.id in taken:
+        elif t.id in used_thumbs:
             dropped["used in an earlier round"] += 1
-        elif Prompt.of(t.prompt.messages).id in aside:
+        elif Prompt.of(t.prompt.messages).id in heldout_prompts:
             dropped["about a held-out prompt"] += 1
-        elif given[str(t.annotator)] >= most:
-            dropped[f"beyond {most} thumbs of one person"] += 1
+        elif thumbs_by_annotator[str(t.annotator)] >= limit:
+            dropped[f"beyond {limit} thumbs of one person"] += 1
         else:
-            given[str(t.annotator)] += 1
-            liked.append(t)
+            thumbs_by_annotator[str(t.annotator)] += 1
+            new_thumbs.append(t)
     items = {j.item for j in votes}
     return Collected(
         items=[item for item in collected.items if item.id in items],
         judgements=votes,
-        thumbs=liked,
-        refusals=[r for r in collected.refusals if r.vote not in refused and r.annotator not in label.without],
+        thumbs=new_thumbs,
+        refusals=[r for r in collected.refusals if r.vote not in known_refusals and r.annotator not in label.without],
         dropped=+dropped,
     )
 
 
-def _listed(dropped: Mapping[str, int]) -> str:
+def _reasons_text(dropped: Mapping[str, int]) -> str:
     return ": " + ", ".join(f"{count} {reason}" for reason, count in dropped.items()) if dropped else ""

@@ -95,55 +95,57 @@ def withdraw(
         rounds = [r for r in run.rounds() if r.number == 1 or r.is_finished("label")]
         counts = {r.number: Counter(str(v.annotator) for v in (*_judgements(r), *thumbs_of(r))) for r in rounds}
         _check_known(run, annotators, counts)
-        out = out or _beside(path.resolve(), annotators)
+        out = out or _new_folder(path.resolve(), annotators)
         changes = [
             RoundChange(
-                round=r.number, judgements=sum(counts[r.number][a] for a in annotators), copied=_stands_alone(r)
+                round=r.number,
+                judgements=sum(counts[r.number][a] for a in annotators),
+                copied=_has_independent_labels(r),
             )
             for r in rounds
         ]
         for earlier, change in pairwise(changes):
             change.copied &= earlier.copied
         copied = [r for r, change in zip(rounds, changes, strict=True) if change.copied]
-        own = [_without(load_recipe(r.path / "config.yaml"), annotators, out.name) for r in copied]
+        recipes = [_recipe_without(load_recipe(r.path / "config.yaml"), annotators, out.name) for r in copied]
         facts = {"from": config.name, "annotators": list(annotators), "rounds": [asdict(c) for c in changes]}
         facts["finished"] = False
-        begun = (out / WITHDRAWN).is_file() and read_json(out / WITHDRAWN) == facts
-        if out.exists() and not begun:
+        unfinished = (out / WITHDRAWN).is_file() and read_json(out / WITHDRAWN) == facts
+        if out.exists() and not unfinished:
             raise ConfigError(f"{out}: exists; name a new folder with --out, or remove it and run the same command")
 
-        def fill(aside: Path) -> None:
-            write_json(aside / WITHDRAWN, facts)
+        def fill(folder: Path) -> None:
+            write_json(folder / WITHDRAWN, facts)
             if (run.path / RECIPE).is_file():
-                shutil.copy(run.path / RECIPE, aside / RECIPE)
-            for r, settings in zip(copied, own, strict=True):
-                _copy(r, RunFolder(aside / r.place), settings, annotators)
+                shutil.copy(run.path / RECIPE, folder / RECIPE)
+            for r, settings in zip(copied, recipes, strict=True):
+                _copy(r, RunFolder(folder / r.place), settings, annotators)
 
-        for left in out.parent.glob(f".{out.name}.*.tmp"):  # left by a killed process; contains the texts
-            shutil.rmtree(left)
-        if not begun:
+        for leftover in out.parent.glob(f".{out.name}.*.tmp"):  # left by a killed process; contains the texts
+            shutil.rmtree(leftover)
+        if not unfinished:
             write_folder(out, fill)
-        made = RunFolder(out)
+        new_run = RunFolder(out)
         recipe = recipe_of(run)
-        with made.lock():
-            for r, settings, change in zip(copied, own, changes, strict=False):
-                new, resolved = made.round(r.number), prepared(settings)
+        with new_run.lock():
+            for r, settings, change in zip(copied, recipes, changes, strict=False):
+                new_round, resolved = new_run.round(r.number), prepared(settings)
                 names = [stage.name for stage in stages_of(resolved, r.number)]
-                wanted = ("reward", "preferences") if retrain and r.number == 1 else ("preferences",)
-                until = next((name for name in wanted if name in names), None)
-                if until is not None:
-                    stages = plan_stages(resolved, recipe, new, until)
-                    run_round(resolved, recipe, PlannedRound(run=new, stages=stages), ui, stopping)
-                _compare(change, r, new)
-                change.again = [name for name in names if not new.is_finished(name)]
+                targets = ("reward", "preferences") if retrain and r.number == 1 else ("preferences",)
+                last_stage = next((name for name in targets if name in names), None)
+                if last_stage is not None:
+                    stages = plan_stages(resolved, recipe, new_round, last_stage)
+                    run_round(resolved, recipe, PlannedRound(run=new_round, stages=stages), ui, stopping)
+                _compare(change, r, new_round)
+                change.again = [name for name in names if not new_round.is_finished(name)]
             for r, change in zip(rounds, changes, strict=True):
                 if not change.copied:
                     change.again = [s.name for s in stages_of(load_recipe(r.path / "config.yaml"), r.number)]
-            write_json(made.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes], "finished": True})
-    return made, changes
+            write_json(new_run.path / WITHDRAWN, facts | {"rounds": [asdict(c) for c in changes], "finished": True})
+    return new_run, changes
 
 
-def _beside(run: Path, annotators: Sequence[str]) -> Path:
+def _new_folder(run: Path, annotators: Sequence[str]) -> Path:
     """Folder of the new run, named after the old one and the annotators."""
     names = "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in annotators)
     return run.with_name(f"{run.name}-without-{names[:LONGEST]}")
@@ -153,25 +155,25 @@ def _judgements(run: RunFolder) -> list[Judgement]:
     return read_records(run.stage("label") / "judgements.jsonl", Judgement) if run.is_finished("label") else []
 
 
-def _stands_alone(run: RunFolder) -> bool:
+def _has_independent_labels(run: RunFolder) -> bool:
     """Whether the round's labels do not depend on the round before: labels of round 1, and votes on a service."""
     label = load_recipe(run.path / "config.yaml").label
     return run.number == 1 or (label is not None and label.source == "votes")
 
 
 def _check_known(run: RunFolder, annotators: Sequence[str], counts: dict[int, Counter[str]]) -> None:
-    known = Counter(name for counted in counts.values() for name in counted.elements())
-    unknown = [name for name in annotators if not known[name]]
+    counts_by_annotator = Counter(name for counted in counts.values() for name in counted.elements())
+    unknown = [name for name in annotators if not counts_by_annotator[name]]
     if unknown or not annotators:
-        named = ", ".join(name for name, _ in known.most_common(NAMED))
-        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+        named = ", ".join(name for name, _ in counts_by_annotator.most_common(NAMED))
+        more = f" and {len(counts_by_annotator) - NAMED} more" if len(counts_by_annotator) > NAMED else ""
         raise DataError(
             f"{run.path}: no judgement by {' or '.join(map(repr, unknown))} is in this run"
-            + (f"; its annotators are {named}{more}" if known else "; it has no judgements")
+            + (f"; its annotators are {named}{more}" if counts_by_annotator else "; it has no judgements")
         )
 
 
-def _without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConfig:
+def _recipe_without(config: RunConfig, annotators: Sequence[str], name: str) -> RunConfig:
     values: dict[str, Any] = config.model_dump(mode="json") | {"name": name}
     if config.label is not None:
         values["label"]["without"] = sorted({*config.label.without, *annotators})
@@ -185,10 +187,10 @@ def _copy(source: RunFolder, target: RunFolder, config: RunConfig, annotators: C
         if source.is_finished(stage):
             shutil.copytree(source.stage(stage), target.stage(stage))
     if config.label is not None:
-        _take_out(target.stage("label"), annotators)
+        _remove_judgements(target.stage("label"), annotators)
 
 
-def _take_out(label: Path, annotators: Collection[str]) -> None:
+def _remove_judgements(label: Path, annotators: Collection[str]) -> None:
     """Remove the annotators' judgements, and the texts that came with them, from a folder of labels."""
     stored = read_records(label / "judgements.jsonl", Judgement)
     judgements = [j for j in stored if j.annotator not in annotators]
@@ -198,9 +200,9 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
     if (label / "people.jsonl").is_file():  # labels by AI judges and people
         people = read_records(label / "people.jsonl", Judgement)
         write_records(label / "people.jsonl", [j for j in people if j.annotator not in annotators])
-        theirs = {j.item for j in (*people, *stored) if j.annotator in annotators}
+        withdrawn_items = {j.item for j in (*people, *stored) if j.annotator in annotators}
         audits = read_records(label / "audits.jsonl", Audit)
-        write_records(label / "audits.jsonl", [audit for audit in audits if audit.item not in theirs])
+        write_records(label / "audits.jsonl", [audit for audit in audits if audit.item not in withdrawn_items])
     if (label / REFUSALS).is_file():  # votes came with their texts
         refusals = [r for r in read_records(label / REFUSALS, WrongRefusal) if r.annotator not in annotators]
         write_records(label / REFUSALS, refusals)
@@ -230,10 +232,10 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
     change.pairs_before, change.pairs_after = len(before), len(after)
     change.lost = [uid for uid in before if uid not in after]
     change.gained = sum(uid not in before for uid in after)
-    both = [(before[uid], after[uid]) for uid in before if uid in after]
-    change.flipped = [a.id for a, b in both if _flipped(a, b)]
-    same = ("probability", "margin", "weight", "ranks")
-    differ = sum(any(getattr(a, name) != getattr(b, name) for name in same) for a, b in both)
+    common = [(before[uid], after[uid]) for uid in before if uid in after]
+    change.flipped = [a.id for a, b in common if _flipped(a, b)]
+    compared = ("probability", "margin", "weight", "ranks")
+    differ = sum(any(getattr(a, name) != getattr(b, name) for name in compared) for a, b in common)
     change.changed = differ - len(change.flipped)
     for when, r in (("before", old), ("after", new)):
         if r.is_finished("reward"):
@@ -244,13 +246,13 @@ def _compare(change: RoundChange, old: RunFolder, new: RunFolder) -> None:
 
 def _flipped(before: Preference, after: Preference) -> bool:
     """Whether an answer that was better than another is worse now."""
-    places = range(len(before.ranks))
+    indices = range(len(before.ranks))
     return any(
-        (before.ranks[i] < before.ranks[j]) and (after.ranks[i] > after.ranks[j]) for i in places for j in places
+        (before.ranks[i] < before.ranks[j]) and (after.ranks[i] > after.ranks[j]) for i in indices for j in indices
     )
 
 
-def lines(made: RunFolder, changes: Sequence[RoundChange]) -> list[str]:
+def lines(new_run: RunFolder, changes: Sequence[RoundChange]) -> list[str]:
     """What changed and what to run, in words."""
     out = []
     for c in changes:
@@ -269,8 +271,8 @@ def lines(made: RunFolder, changes: Sequence[RoundChange]) -> list[str]:
                 interval = f"[{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
                 out.append(f"  reward model {when}: {accuracy['value']:.1%} {interval} of held-out pairs")
         out.append(f"  to run again: {', '.join(c.again)}")
-    command = f"trimtab run {made.path / 'config.yaml'} --runs {made.path.parent}"
-    out.append(f"{made.path}: the old run stays as it is. Train the new one with `{command}`")
+    command = f"trimtab run {new_run.path / 'config.yaml'} --runs {new_run.path.parent}"
+    out.append(f"{new_run.path}: the old run stays as it is. Train the new one with `{command}`")
     if any(c.copied and c.round > 1 for c in changes):
-        out.append(f"and then its further rounds with `trimtab round {made.path}`")
+        out.append(f"and then its further rounds with `trimtab round {new_run.path}`")
     return out

@@ -37,18 +37,18 @@ class Served:
     """A model that is served."""
 
     name: str
-    """Its name in ``/v1/models``."""
+    """Name in ``/v1/models``."""
     backbone: Backbone
-    """The model."""
+    """The loaded model."""
     adapter: str | None
-    """Whose weights; None: the trunk."""
+    """Name of the adapter of ``backbone`` that answers; None: no adapter."""
     checkpoint: str
     """Hash of the weights."""
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """How the server answers."""
+    """Settings of the server."""
 
     slots: int = 16
     """Answers that one model generates at the same time."""
@@ -65,7 +65,7 @@ class Service:
     """Models, the worker that draws, and the guard."""
 
     models: Mapping[str, Served]
-    """By name; the first is the default of the chat page."""
+    """Served models by name; the first is the default of the chat page."""
     settings: Settings = field(default_factory=Settings)
     guard: Guard | None = None
     """Checks conversations and answers; None: nothing is checked."""
@@ -108,13 +108,13 @@ class Service:
         return self.models[name]
 
     def stop(self) -> None:
-        """End the threads; answers that run are lost."""
+        """Stop all threads; unfinished answers are lost."""
         self.worker.stop()
         for pool in (self._encoders, self._guards):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def encoded(self, model: Served, turns: Sequence[Message], *, param: str = "messages") -> list[int]:
-        """:meth:`encode` in a thread of its own."""
+        """Run :meth:`encode` in a separate thread."""
         return await asyncio.get_running_loop().run_in_executor(
             self._encoders, lambda: self.encode(model, turns, param=param)
         )
@@ -122,7 +122,7 @@ class Service:
     async def checked(self, turns: Sequence[Message]) -> Verdict | None:
         """The guard's verdict on a conversation; None: there is no guard.
 
-        The guard has threads of its own, so that a slow one keeps nothing else waiting.
+        The guard runs in separate threads, so that a slow guard delays nothing else.
         """
         guard = self.guard
         if guard is None:
@@ -133,30 +133,30 @@ class Service:
         """Tokens of a conversation.
 
         Args:
-            model: whose tokenizer.
+            model: the model whose tokenizer and chat template are used.
             turns: the conversation.
-            param: the parameter of the request that an error names.
+            param: request parameter that an error names as its cause.
 
         Raises:
-            ApiError: it is too long, or the model's template does not take it.
+            ApiError: the conversation is too long, or the model's chat template rejects it.
         """
         context = model.backbone.chat.context
-        what = "conversation" if param == "messages" else "text"
-        too_long = f"the {what} is longer than the context of {context} tokens; shorten it"
+        subject = "conversation" if param == "messages" else "text"
+        too_long = f"the {subject} is longer than the context of {context} tokens; shorten it"
         if sum(len(turn.content) for turn in turns) > context * self._spelling[model.name].longest:
             raise ApiError(400, too_long, param=param, code="context_length_exceeded")  # without encoding it
         try:
             with self._encoding:
                 return model.backbone.chat.prompt(turns)
         except TrimtabError as error:
-            made = of_trimtab(error)
-            made.param = param
+            api_error = of_trimtab(error)
+            api_error.param = param
             if isinstance(error, TooLongError):
-                made.message = too_long
-            raise made from None
+                api_error.message = too_long
+            raise api_error from None
 
     def reply(self, model: Served, *, logprobs: bool = False, include_usage: bool = False) -> Reply:
-        """A builder of one answer's body."""
+        """A builder of the response bodies of one request."""
         return Reply(
             model=model.name,
             fingerprint=f"fp_{model.checkpoint[:10]}",
@@ -175,10 +175,10 @@ class Service:
         seed: int,
         count: int = 1,
     ) -> Job:
-        """Queue answers, for which room is reserved. Equal seeds give equal answers, those of the trainers' sampler.
+        """Queue answers, inside :meth:`Worker.reserve`. Equal seeds give equal answers, as in the trainers' sampler.
 
         Raises:
-            ApiError: the server stops.
+            ApiError: the server is stopping.
         """
         prompt = message_id(turns)
         answers = [Answer(settings=settings, stream=answer_stream(seed, prompt, index)) for index in range(count)]
@@ -191,7 +191,7 @@ def create_app(service: Service, *, key: str, free: Callable[[str], bool] = lamb
     """The ASGI application.
 
     Args:
-        service: what answers.
+        service: the models, the worker and the guard.
         key: API key of every route but ``/health``.
         free: further paths that need no key.
     """
@@ -308,7 +308,7 @@ async def _respond(service: Service, body: ChatRequest, model: Served, turns: Se
 
 @dataclass(kw_only=True)
 class _Exchange:
-    """One request and the bodies that answer it."""
+    """One request, and its possible responses."""
 
     service: Service
     body: ChatRequest
@@ -317,7 +317,7 @@ class _Exchange:
     prompt_tokens: int
 
     def blocked(self) -> Response:
-        """The answer to a conversation that the guard flags."""
+        """The response to a conversation that the guard flags."""
         assert self.verdict is not None
         text = refusal_text(self.verdict)
         self.service.metrics.refused.labels("guard").inc()
@@ -327,10 +327,10 @@ class _Exchange:
             return EventStream(self._blocked_events(text), lambda: None)
         choices: list[tuple[str, Sequence[TokenLogprobs], FinishReason]] = [(text, (), "content_filter")]
         counts = usage(self.prompt_tokens, 0)
-        whole = self.reply.whole(
+        body = self.reply.whole(
             choices * self.body.answers, counts, refusal=text, moderation=self._moderation([self.verdict])
         )
-        return JSONResponse(whole)
+        return JSONResponse(body)
 
     async def _blocked_events(self, text: str) -> AsyncGenerator[bytes]:
         assert self.verdict is not None
@@ -342,12 +342,12 @@ class _Exchange:
             yield content
 
     async def stream(self, job: Job) -> AsyncGenerator[bytes]:
-        """The events of the answers."""
+        """The server-sent events of a streamed response."""
         for index in range(self.body.answers):
             yield event(self.reply.first_chunk(index))
         try:
-            while news := await job.next():
-                yield b"".join(event(chunk) for update in news for chunk in self.reply.chunks(update))
+            while updates := await job.next():
+                yield b"".join(event(chunk) for update in updates for chunk in self.reply.chunks(update))
         except ApiError as error:
             yield event(error.body)
             return
@@ -355,12 +355,12 @@ class _Exchange:
             yield content
 
     async def collect(self, job: Job) -> dict[str, Any]:
-        """The whole body."""
+        """The body of a response that is not streamed."""
         texts = [""] * self.body.answers
         logprobs: list[list[TokenLogprobs]] = [[] for _ in texts]
         reasons: list[FinishReason] = ["stop"] * self.body.answers
-        while news := await job.next():
-            for update in news:
+        while updates := await job.next():
+            for update in updates:
                 texts[update.index] += update.text
                 logprobs[update.index] += update.logprobs
                 reasons[update.index] = update.finish_reason or reasons[update.index]

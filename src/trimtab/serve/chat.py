@@ -56,12 +56,12 @@ Write nothing here that identifies you or others. If you do not agree, you can c
 
 @dataclass(kw_only=True)
 class ChatPage:
-    """The page's settings."""
+    """The chat page: its settings, its service and its store of votes."""
 
     service: Service
-    """Answers the conversations."""
+    """The service that answers the conversations."""
     votes: ChatVotes
-    """Stores votes."""
+    """The store of votes."""
     key: str
     """Part of the link; anyone with it may use the page."""
     licence: str = "not published"
@@ -147,10 +147,10 @@ class _Strict(BaseModel):
 
 
 class Turn(_Strict):
-    """One turn, as the page keeps it."""
+    """One turn of a conversation, as the page sends it."""
 
     role: Literal["user", "assistant"]
-    """Who speaks. The page has no system prompt."""
+    """Author of the turn; the page has no system prompt."""
     content: Text
     """The text."""
 
@@ -161,25 +161,25 @@ class Turn(_Strict):
 
 
 class Question(_Strict):
-    """The conversation so far."""
+    """A request for an answer."""
 
     messages: list[Turn] = Field(min_length=1, max_length=512)
-    """Its last turn is the user's."""
+    """Turns of the conversation so far; the last one is the user's."""
     compare: bool = False
-    """Two models answer, in random order."""
+    """True: two models answer, in random order."""
 
 
 class Vote(_Strict):
-    """A vote on what was shown."""
+    """A vote on one answer, or a choice between two."""
 
     token: Annotated[str, Field(max_length=100)]
     """Token sent with the end of the answer."""
     key: Annotated[str, Field(pattern="^[0-9a-zA-Z-]{8,64}$")]
-    """Chosen by the page for each vote; a vote that is sent twice is stored once."""
+    """Idempotency key that the page chooses for each vote: a vote that is sent twice is stored once."""
     good: bool | None = None
-    """Verdict on a single answer."""
+    """Verdict on a single answer: True for good, False for bad."""
     reason: Annotated[str, Field(max_length=40)] = ""
-    """Why it is bad."""
+    """Why the single answer is bad; empty: no reason given."""
     choice: Choice | None = None
     """Choice between two answers."""
 
@@ -192,7 +192,7 @@ class Consent(_Strict):
 
 
 class Code(_Strict):
-    """Withdrawal."""
+    """A request to withdraw a visitor's votes."""
 
     code: Annotated[str, Field(max_length=100)]
     """The visitor's secret code."""
@@ -216,7 +216,7 @@ def belongs_to_page(path: str) -> bool:
 
 
 def page_templates() -> Environment:
-    """Renders the pages of this package, in the frame of the annotation app."""
+    """Template environment with the pages of this package and the annotation app's templates, which they extend."""
     pages = page_environment("")
     pages.loader = ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(WEB / "templates")])
     return pages
@@ -227,7 +227,7 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
 
     Args:
         app: from :func:`trimtab.serve.app.create_app`, with :func:`belongs_to_page` as ``free``.
-        page: its settings.
+        page: the chat page.
         hosts: host names that the server accepts; None: any, behind a proxy.
         public: the address that people use, if there is a proxy.
     """
@@ -263,23 +263,23 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         return await unless_gone(request.receive, _answer(page, question, await page.visitor(request)))
 
     @router.post("/chat/vote")
-    async def vote(request: Request, given: Vote) -> Response:
+    async def vote(request: Request, body: Vote) -> Response:
         page.allow(request)
         person = await page.visitor(request)
         if person is None:
             raise ApiError(403, "votes are stored only for people who agreed to the terms; agree on the page first")
-        ballot = Ballot(token=given.token, key=given.key, good=given.good, reason=given.reason, choice=given.choice)
+        ballot = Ballot(token=body.token, key=body.key, good=body.good, reason=body.reason, choice=body.choice)
         try:
-            new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
+            is_new = await run_in_threadpool(page.votes.vote, person, page.version, ballot)
         except ConflictError as error:
             raise ApiError(409, str(error), code="conflict") from None
         page.on_vote()
-        return JSONResponse({"stored": True, "new": new})
+        return JSONResponse({"stored": True, "new": is_new})
 
     @router.post("/chat/consent")
-    async def consent(request: Request, given: Consent) -> Response:
+    async def consent(request: Request, body: Consent) -> Response:
         page.allow(request)
-        if given.version != page.version:
+        if body.version != page.version:
             raise ApiError(409, "the terms have changed since; reload the page and read them again", code="conflict")
         if not page.consents.take():
             raise ApiError(429, "too many people agreed in the last minute; try again", retry_after=60)
@@ -288,15 +288,15 @@ def add_chat(app: FastAPI, page: ChatPage, *, hosts: Collection[str] | None, pub
         return cookie(JSONResponse({"code": secret}), page.visitor_cookie, secret)
 
     @router.post("/chat/withdraw")
-    async def withdraw(request: Request, given: Code) -> Response:
+    async def withdraw(request: Request, body: Code) -> Response:
         page.allow(request)
-        done = await run_in_threadpool(page.votes.withdraw, given.code)
+        withdrawal = await run_in_threadpool(page.votes.withdraw, body.code)
         answer = JSONResponse(
             {
-                "votes": done.votes,
-                "exposures": done.exposures,
-                "exports": list(done.exports),
-                "runs": list(done.runs),
+                "votes": withdrawal.votes,
+                "exposures": withdrawal.exposures,
+                "exports": list(withdrawal.exports),
+                "runs": list(withdrawal.runs),
             }
         )
         answer.delete_cookie(page.visitor_cookie, path="/chat")
@@ -323,7 +323,7 @@ async def start(page: ChatPage, turns: Sequence[Message], models: Sequence[Serve
     """Check a conversation and queue an answer of each model; a model that occurs twice gives two answers.
 
     Raises:
-        ApiError: it cannot be answered.
+        ApiError: the conversation cannot be answered.
     """
     service = page.service
     with service.worker.reserve(len(models)):
@@ -352,7 +352,7 @@ class Exchange:
 
     page: ChatPage
     service: Service
-    """Answers the conversation, even if the page has switched to another service."""
+    """The service that answers this conversation, even if the page has switched to another service."""
     turns: Sequence[Message]
     models: Sequence[Served]
     order: list[int]
@@ -379,7 +379,7 @@ class Exchange:
         """Pieces of text with their place on the screen, until the answers are complete.
 
         Raises:
-            ApiError: one of them cannot continue.
+            ApiError: an answer cannot be completed.
         """
         async for number, update in _merged(self.jobs):
             self.texts[number] += update.text
@@ -408,7 +408,7 @@ class Exchange:
     async def end(self) -> dict[str, Any]:
         """Store the exposure; return the complete answers in screen order, with a ``token`` for a vote."""
         token = await run_in_threadpool(self._expose)
-        shown = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
+        rendered = await run_in_threadpool(render_all, [self.texts[number] for number in self.order])
         answers = [
             {
                 "text": self.texts[number],
@@ -416,7 +416,7 @@ class Exchange:
                 "finish_reason": self.reasons[number],
                 "blocked": self.reasons[number] == "content_filter",
             }
-            for number, html in zip(self.order, shown, strict=True)
+            for number, html in zip(self.order, rendered, strict=True)
         ]
         return {"answers": answers, "token": token}
 
@@ -448,7 +448,7 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
     """The updates of several jobs as they come, with the number of the job.
 
     Raises:
-        ApiError: one of them cannot continue.
+        ApiError: an answer cannot be completed.
     """
     waiting = {asyncio.ensure_future(job.next()): number for number, job in enumerate(jobs)}
     try:
@@ -456,10 +456,10 @@ async def _merged(jobs: Sequence[Job]) -> AsyncIterator[tuple[int, Update]]:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 number = waiting.pop(task)
-                news = task.result()
-                for update in news:
+                updates = task.result()
+                for update in updates:
                     yield number, update
-                if news:
+                if updates:
                     waiting[asyncio.ensure_future(jobs[number].next())] = number
     finally:
         for task in waiting:

@@ -31,11 +31,11 @@ RESTRICTED = "restricted"
 
 
 class ConstitutionGuard:
-    """A :class:`trimtab.serve.guarding.Guard` over a trained guard.
+    """Implements :class:`trimtab.serve.guarding.Guard` with a trained guard of a constitution.
 
     Args:
-        guard: checks requests and answers; its model is not shared.
-        hold_back: number of tokens of an answer held until that many later ones have been judged.
+        guard: the trained guard; its model is not shared with the server.
+        hold_back: delay of an answer in tokens: a token is sent when this many later tokens have been judged.
     """
 
     def __init__(self, guard: guards.Guard, *, hold_back: int = 16) -> None:
@@ -53,7 +53,7 @@ class ConstitutionGuard:
         scores, categories = {RESTRICTED: verdict.score}, {RESTRICTED: verdict.blocked}
         if verdict.rule is not None:
             scores[verdict.rule], categories[verdict.rule] = verdict.score, verdict.blocked
-        return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_told(verdict))
+        return Verdict(flagged=verdict.blocked, scores=scores, categories=categories, reason=_refusal_text(verdict))
 
     def start_answer(self, messages: Sequence[Message], prompt_states: Tensor | None) -> "Watch":
         """Start watching an answer; the states of the prompt are not used."""
@@ -64,7 +64,7 @@ class Watch:
     """Judges each token of one answer when the next one arrives.
 
     Args:
-        guard: provides the probe and the threshold.
+        guard: the guard with the probe and the threshold.
     """
 
     def __init__(self, guard: guards.Guard) -> None:
@@ -78,22 +78,25 @@ class Watch:
             tokens: the next tokens of the answer.
             states: ``[len(tokens), H]``, the states that each was drawn from; None: the guard does not judge answers.
         """
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             if self._unjudged is not None:
-                self._check.step(self._unjudged, self._token_score(states, place))
+                self._check.step(self._unjudged, self._token_score(states, index))
             self._unjudged = token
         stopped = self._check.verdict
         if stopped is not None:
             return Verdict(
-                flagged=True, scores={RESTRICTED: self._score()}, categories={RESTRICTED: True}, reason=_told(stopped)
+                flagged=True,
+                scores={RESTRICTED: self._score()},
+                categories={RESTRICTED: True},
+                reason=_refusal_text(stopped),
             )
         return Verdict(flagged=False, scores={RESTRICTED: self._score()}, categories={RESTRICTED: False})
 
-    def _token_score(self, states: Tensor | None, place: int) -> float | None:
+    def _token_score(self, states: Tensor | None, index: int) -> float | None:
         """The probe's score of one state; None: no state, which is a failure if the guard judges answers."""
         if states is None or self._guard.output is None:
             return None
-        return self._guard.token_scores({self._guard.output.layer: states[None, place : place + 1]})[0]
+        return self._guard.token_scores({self._guard.output.layer: states[None, index : index + 1]})[0]
 
     def _score(self) -> float:
         """The score of the answer so far between 0 and 1; 0.5 at the threshold."""
@@ -103,7 +106,7 @@ class Watch:
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, distance))))
 
 
-def _told(verdict: guards.Verdict) -> str:
+def _refusal_text(verdict: guards.Verdict) -> str:
     """The message for the person who asked; empty: the server's default sentence."""
     return f"This request was blocked. The rule: {verdict.reason}" if verdict.reason else ""
 
@@ -111,11 +114,11 @@ def _told(verdict: guards.Verdict) -> str:
 @torch.no_grad()
 def same_weights(first: Backbone, second: Backbone) -> bool:
     """Whether two models have parameters of equal names and values, compared in the less precise type of the two."""
-    parameters, others = dict(first.model.named_parameters()), dict(second.model.named_parameters())
-    if parameters.keys() != others.keys():
+    parameters, other_parameters = dict(first.model.named_parameters()), dict(second.model.named_parameters())
+    if parameters.keys() != other_parameters.keys():
         return False
     for name, parameter in parameters.items():
-        pair = parameter.detach().cpu(), others[name].detach().cpu()
+        pair = parameter.detach().cpu(), other_parameters[name].detach().cpu()
         dtype = max((tensor.dtype for tensor in pair), key=lambda t: torch.finfo(t).eps)
         if not torch.equal(pair[0].to(dtype), pair[1].to(dtype)):
             return False
@@ -130,18 +133,18 @@ def load_constitution_guard(
     on_error: Literal["closed", "open"] = "closed",
     log: Path | None = None,
 ) -> ConstitutionGuard:
-    """A guard for a server.
+    """Load a trained guard for the server.
 
     Args:
-        folder: written by ``trimtab guard train``.
+        folder: folder written by ``trimtab guard train``.
         models: the answering models. A warning is logged if the guard was trained on other weights.
         hold_back: see :class:`ConstitutionGuard`.
         on_error: whether a failure of the guard blocks (``closed``) or lets pass (``open``).
-        log: file that each decision is appended to, without text; None: none.
+        log: file that each decision is appended to, without text; None: no file.
 
     Raises:
         CheckpointError: there is no guard in the folder, or it is damaged.
-        ConfigError: it judges answers by states of a model whose shape differs from an answering model's.
+        ConfigError: the guard judges answers by hidden states of a model with another shape than an answering model.
     """
     decisions = None if log is None else guards.DecisionLog(log)
     guard = open_guard(folder, on_error=on_error, log=decisions)

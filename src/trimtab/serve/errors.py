@@ -13,33 +13,33 @@ from trimtab.errors import DataError, StorageError, TooLongError, TrimtabError
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong."""
+    """The fields of an error."""
 
     message: str
-    """For people."""
+    """Description for people: what is wrong, what is expected, and the next step."""
     type: str
-    """Kind of error."""
+    """Kind of error, such as ``invalid_request_error``."""
     param: str | None
-    """The parameter it is about."""
+    """Request parameter that caused the error; None: no single parameter did."""
     code: str | None
-    """For programs."""
+    """Machine-readable reason, such as ``context_length_exceeded``; None: there is none."""
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer with a status of 400 and above."""
+    """The body of every response with a status of 400 or above."""
 
     error: ErrorDetail
-    """The error."""
+    """The fields of the error."""
 
 
 class ApiError(Exception):
-    """An error with a status.
+    """An error that the client receives with an HTTP status.
 
     Args:
         status: HTTP status.
         message: what is wrong, what is expected, and the next step.
-        param: the parameter it is about.
-        code: for programs.
+        param: request parameter that caused the error; None: no single parameter did.
+        code: machine-readable reason; None: there is none.
         retry_after: seconds after which to try again; None: not stated.
     """
 
@@ -57,14 +57,14 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The JSON body of the response."""
         kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
         error = {"message": _sendable(self.message), "type": kind, "param": _sendable(self.param), "code": self.code}
         return {"error": error}
 
     def response(self) -> Response:
-        """The answer."""
+        """The HTTP response with this error."""
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -88,7 +88,7 @@ REFUSED = {
     "logit_bias": "this server takes no logit bias; leave the parameter out",
     "tool_calls": "this server calls no tools, so a conversation cannot hold tool calls",
 }
-"""Parameters that would change an answer and that this server does not have."""
+"""Unsupported request parameters that would change an answer, with the message that refuses them."""
 
 
 def invalid_request(error: RequestValidationError) -> ApiError:
@@ -117,30 +117,30 @@ def of_trimtab(error: TrimtabError) -> ApiError:
 
 
 async def handle(request: Request, error: Exception) -> Response:
-    """The answer to any exception; never the framework's own."""
+    """The error response to any exception."""
     if isinstance(error, RequestValidationError):
         return invalid_request(error).response()
     if isinstance(error, TrimtabError):
         return of_trimtab(error).response()
     if isinstance(error, HTTPException):
-        return _of_framework(request, error).response()
+        return _of_http(request, error).response()
     if isinstance(error, ApiError):
         return error.response()
     return ApiError(500, "the server failed; its log says why").response()
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Let :func:`handle` answer every exception."""
+    """Register :func:`handle` for every exception."""
     for kind in (ApiError, TrimtabError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)
 
 
-def _of_framework(request: Request, error: HTTPException) -> ApiError:
-    where = f"{request.method} {request.url.path[:200]}"
+def _of_http(request: Request, error: HTTPException) -> ApiError:
+    route = f"{request.method} {request.url.path[:200]}"
     if error.status_code == 404:
         return ApiError(
-            404, f"Unknown request URL: {where}; this server has POST /v1/chat/completions", code="unknown_url"
+            404, f"Unknown request URL: {route}; this server has POST /v1/chat/completions", code="unknown_url"
         )
     if error.status_code == 405:
-        return ApiError(405, f"{where}: this method is not allowed here", code="method_not_allowed")
+        return ApiError(405, f"{route}: this method is not allowed here", code="method_not_allowed")
     return ApiError(error.status_code, "the body cannot be read as JSON in UTF-8")

@@ -19,18 +19,18 @@ SHORTEST_KEY = 16
 """Shortest allowed key, in characters; a shorter key can be guessed."""
 
 
-def same(given: str, expected: str) -> bool:
+def same(sent: str, expected: str) -> bool:
     """Whether two secrets are equal, in a time that does not depend on where they differ."""
-    digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, expected)]
+    digests = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (sent, expected)]
     return hmac.compare_digest(*digests)
 
 
 class Gate:
-    """ASGI middleware: deny by default.
+    """ASGI middleware that refuses requests without the key, with a large body, or while the server drains.
 
     Args:
         app: the application to protect.
-        key: what ``Authorization: Bearer …`` must say on every route but those in ``free``.
+        key: API key that ``Authorization: Bearer …`` must contain, except on paths that are ``free``.
         free: whether a path needs no key, because it has its own check or reveals nothing.
         draining: whether new requests are refused because the server is about to stop.
     """
@@ -56,28 +56,28 @@ class Gate:
         if refusal is not None:
             await refusal(scope, receive, send_with_id)
             return
-        taken, too_large = 0, False
+        received, too_large = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal taken, too_large
+            nonlocal received, too_large
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > LARGEST:  # without Content-Length: stop reading, as if the sender had gone
+            received += len(message.get("body", b""))
+            if received > LARGEST:  # without Content-Length: stop reading, as if the sender had gone
                 too_large = True
                 return {"type": "http.disconnect"}
             return message
 
-        begun = False
+        started = False
 
         async def send_unless_too_large(message: Message) -> None:
-            nonlocal begun
-            if too_large and not begun:
+            nonlocal started
+            if too_large and not started:
                 if message["type"] == "http.response.start":
-                    begun = True
+                    started = True
                     await _too_large()(scope, receive, send_with_id)
                 return
             if not too_large:
-                begun = True
+                started = True
                 await send_with_id(message)
 
         await self.app(scope, receive_limited, send_unless_too_large)
@@ -89,9 +89,9 @@ class Gate:
         stopping = self.draining() and scope["method"] == "POST"
         if self.free(scope["path"]):
             return _stopping() if stopping else None
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not same(given.strip(), self.key):
-            message = "the API key is wrong" if given else "no API key was sent"
+        kind, _, sent = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not same(sent.strip(), self.key):
+            message = "the API key is wrong" if sent else "no API key was sent"
             advice = f"send the header 'Authorization: Bearer KEY' with the key that the server printed, or {KEY}"
             error = ApiError(401, f"{message}; {advice}", code="invalid_api_key")
             return error.response()

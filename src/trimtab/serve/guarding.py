@@ -1,7 +1,7 @@
 """The protocol of a guard, and holding back text until the guard has seen what follows.
 
 A guard checks the conversation once before it is queued, and watches each answer token by token. It sees the
-generated tokens and the hidden states of one layer of the policy, so it needs no third model.
+generated tokens and the hidden states of one layer of the policy, so judging answers needs no further model.
 """
 
 import logging
@@ -23,7 +23,7 @@ class Verdict:
     """A guard's verdict on a conversation or on an answer so far."""
 
     flagged: bool
-    """True: it must stop."""
+    """True: the conversation is refused, or the answer is stopped."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Score of each category, from 0 (harmless) to 1."""
     categories: Mapping[str, bool] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Verdict:
 
 
 class AnswerWatch(Protocol):
-    """Watches one answer."""
+    """Judges one answer while it is generated."""
 
     def feed(self, tokens: Sequence[int], states: Tensor | None) -> Verdict:
         """Judge the answer with these tokens added.
@@ -51,12 +51,12 @@ class Guard(Protocol):
 
     @property
     def version(self) -> str:
-        """Hash of the guard's inputs; stored with votes."""
+        """Hash that identifies the guard; stored with votes."""
         ...
 
     @property
     def layer(self) -> int:
-        """Watches receive the states after this many layers of the policy; 0: no states."""
+        """Number of the policy's layer, from 1, whose output states the watches receive; 0: no states."""
         ...
 
     @property
@@ -79,7 +79,9 @@ class Guard(Protocol):
 
 
 CLOSED = Verdict(flagged=True, reason="The safety check failed, so this request was blocked.")
+"""Verdict after a failure of a guard that fails closed."""
 OPEN = Verdict(flagged=False)
+"""Verdict after a failure of a guard that fails open."""
 
 
 def check_prompt(guard: Guard, messages: Sequence[Message]) -> Verdict:
@@ -100,16 +102,16 @@ class Piece:
     """A part of an answer that can be sent."""
 
     text: str
-    """Its text."""
+    """The text."""
     logprobs: tuple[TokenLogprobs, ...] = ()
-    """Log-probabilities of its tokens, if requested."""
+    """Log-probabilities of the tokens; empty if not requested."""
 
 
 class GuardedAnswer:
     """Releases an answer, ``hold_back`` tokens late, until the guard flags it.
 
     Args:
-        guard: watches the answer; None: everything passes at once.
+        guard: the guard that watches the answer; None: text is sent at once, unchecked.
         messages: the conversation.
     """
 

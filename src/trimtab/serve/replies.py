@@ -22,43 +22,43 @@ def event(content: Any) -> bytes:
 
 @dataclass(kw_only=True)
 class Reply:
-    """Builds the chunks or the whole of one answer to a request."""
+    """Builds the response bodies of one request: the chunks of a stream, or the whole body."""
 
     model: str
-    """Name of the model that answers."""
+    """Name of the answering model."""
     fingerprint: str
     """Hash of the weights."""
     spelling: Spelling
-    """Spells tokens."""
+    """Converts tokens to text and bytes, for log-probabilities."""
     logprobs: bool
     """Whether log-probabilities were requested."""
     include_usage: bool = False
-    """Whether a last chunk counts tokens."""
+    """Whether the stream ends with a chunk of token counts."""
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def first_chunk(self, index: int) -> dict[str, Any]:
-        """The chunk that names the speaker."""
+        """The first chunk of an answer, with the role of its author."""
         return self._chunk([self._choice(index, {"role": "assistant", "content": "", "refusal": None})])
 
     def chunks(self, update: Update) -> Iterable[dict[str, Any]]:
-        """The chunks of an update: its text, then its end."""
+        """The chunks of an update: one with its text, and one with its finish reason."""
         if update.text or update.logprobs:
             yield self._chunk([self._choice(update.index, {"content": update.text}, logprobs=update.logprobs)])
         if update.finish_reason is not None:
             yield self._chunk([self._choice(update.index, {}, reason=update.finish_reason)])
 
     def refusal_chunks(self, index: int, text: str) -> Iterable[dict[str, Any]]:
-        """The chunks that replace an answer."""
+        """The chunks of a refusal, which replaces an answer."""
         yield self._chunk([self._choice(index, {"content": text, "refusal": text})])
         yield self._chunk([self._choice(index, {}, reason="content_filter")])
 
     def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Counts tokens."""
+        """The chunk with the token counts."""
         return self._chunk([]) | {"usage": usage}
 
     def moderation_chunk(self, moderation: dict[str, Any]) -> dict[str, Any]:
-        """The guard's verdicts."""
+        """The chunk with the guard's verdicts."""
         return self._chunk([]) | {"moderation": moderation}
 
     def whole(
@@ -72,17 +72,17 @@ class Reply:
         """The body of an answer that is not streamed.
 
         Args:
-            choices: text, log-probabilities and end of each answer.
+            choices: text, log-probabilities and finish reason of each answer.
             usage: from :func:`usage`.
-            refusal: replaces the answers if the conversation was blocked.
-            moderation: the guard's verdicts, if requested.
+            refusal: text that replaces the answers; None: the conversation was not blocked.
+            moderation: the guard's verdicts; None: not requested.
         """
-        made = []
+        choice_bodies = []
         for index, (text, logprobs, reason) in enumerate(choices):
             message = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
             entries = self._logprobs(logprobs)
-            made.append({"index": index, "message": message, "logprobs": entries, "finish_reason": reason})
-        body = self._head("chat.completion") | {"choices": made, "usage": usage}
+            choice_bodies.append({"index": index, "message": message, "logprobs": entries, "finish_reason": reason})
+        body = self._head("chat.completion") | {"choices": choice_bodies, "usage": usage}
         return body if moderation is None else body | {"moderation": moderation}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Reply:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Counts of tokens."""
+    """The token counts, as the field ``usage`` of a response."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -139,11 +139,11 @@ def moderation_result(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def moderation(guard: Guard, given: Verdict, answers: Sequence[Verdict]) -> dict[str, Any]:
+def moderation(guard: Guard, conversation: Verdict, answers: Sequence[Verdict]) -> dict[str, Any]:
     """The verdicts on a conversation and on its answers, as the field ``moderation`` of an answer."""
 
     def results(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-        made = [moderation_result(v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
-        return {"type": "moderation_results", "model": guard.version, "results": made}
+        entries = [moderation_result(v) | {"model": guard.version, "type": "moderation_result"} for v in verdicts]
+        return {"type": "moderation_results", "model": guard.version, "results": entries}
 
-    return {"input": results([given]), "output": results(answers)}
+    return {"input": results([conversation]), "output": results(answers)}

@@ -27,7 +27,7 @@ class TextPart(_Part):
     """A part of a message."""
 
     type: Literal["text"]
-    """Only text."""
+    """Type of the part: only ``text`` is supported."""
     text: Text
     """The text."""
 
@@ -72,7 +72,7 @@ class TextFormat(_Part):
     """The only supported format."""
 
     type: Literal["text"]
-    """Text."""
+    """Type of the format: only ``text`` is supported."""
 
 
 class ModerationMode(_Part):
@@ -112,7 +112,7 @@ class ChatRequest(_Part):
     stream: bool | None = None
     """True: send the answer while it is drawn."""
     stream_options: StreamOptions | None = None
-    """Only with ``stream``."""
+    """Options of a streamed response; only allowed with ``stream``."""
     max_tokens: int | None = Field(None, ge=1)
     """Older name of ``max_completion_tokens``."""
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -120,7 +120,7 @@ class ChatRequest(_Part):
     temperature: Finite | None = Field(None, ge=0.0, le=2.0)
     """Default 1; below 0.0001 the most likely token is taken."""
     top_p: Finite | None = Field(None, gt=0.0, le=1.0)
-    """Default 1."""
+    """Nucleus sampling: probability mass of the tokens to draw from; default 1."""
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     """Equal seeds give equal answers."""
     stop: Annotated[Text, Field(min_length=1)] | list[Annotated[Text, Field(min_length=1)]] | None = None
@@ -134,7 +134,7 @@ class ChatRequest(_Part):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return log-probabilities of this many most likely tokens too; needs ``logprobs``."""
     moderation: ModerationOptions | None = None
-    """Report the guard's verdicts."""
+    """If given, the response reports the guard's verdicts."""
     user: Text | None = None
     """Accepted without effect."""
     safety_identifier: Text | None = None
@@ -188,8 +188,8 @@ class ChatRequest(_Part):
         """
         turns = tuple(message.message for message in self.messages)
         if turns[-1].role == "assistant":
-            where = f"messages[{len(turns) - 1}]"
-            raise ApiError(400, f"{where}: the last turn is the assistant's; end with the user's", param=where)
+            param = f"messages[{len(turns) - 1}]"
+            raise ApiError(400, f"{param}: the last turn is the assistant's; end with the user's", param=param)
         return turns
 
     def settings(self, prompt_tokens: int, context: int, default: int) -> AnswerSettings:

@@ -64,7 +64,7 @@ DRAWS = 8
 """Number of prompts tried before the page reports that the policy gives the same answer twice."""
 NO_CAP = 1_000_000
 """Cap on a person's votes in a round: no limit, because one person is meant to decide."""
-SAID = {
+VERDICTS = {
     "waiting": "nothing can be said yet; choices after this round test it",
     "not_learned": "it has not learned your taste",
     "no_better": "it predicts your choices better than chance, and may be no better than before",
@@ -103,8 +103,8 @@ class Tuning:
     _stop: bool = False
     _child: "subprocess.Popen[bytes] | None" = None
     _failed_at: int = 0
-    _known: dict[str, Any] = field(default_factory=dict)
-    _next: int = 0
+    _summary: dict[str, Any] = field(default_factory=dict)
+    _next_prompt: int = 0
     _drawn: "asyncio.Task[Exchange] | None" = None
 
     def __post_init__(self) -> None:
@@ -155,8 +155,8 @@ class Tuning:
 
     async def _draw(self) -> Exchange:
         for _ in range(DRAWS):
-            prompt = self.prompts[self._next % len(self.prompts)]
-            self._next += 1
+            prompt = self.prompts[self._next_prompt % len(self.prompts)]
+            self._next_prompt += 1
             page = self.page
             models: Sequence[Served] = page.pair or [next(iter(page.service.models.values()))] * 2
             exchange = await start(page, prompt.messages, models, None)
@@ -215,10 +215,10 @@ class Tuning:
             self.say(f"training failed: {problem}")
             return
         self._failed_at, self.phase = 0, "loading"
-        self._go_on(self._service(), loop)
+        self._switch_to(self._service(), loop)
         self._refresh()
         self.phase = "asking"
-        verdict, choices = SAID[self._known["verdict"]], self._known["choices"]
+        verdict, choices = VERDICTS[self._summary["verdict"]], self._summary["choices"]
         self.say(f"round {self.run.newest().number}: {verdict} ({choices} choices tested)")
 
     def _make_round(self) -> str | None:
@@ -238,18 +238,18 @@ class Tuning:
             lines = errors.read().decode("utf-8", "replace").strip().splitlines()
         return None if code == 0 else (lines or [f"the training process ended with code {code}"])[-1]
 
-    def _go_on(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+    def _switch_to(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         """Compare the policies of another service from now on; comparisons on the screen can still be voted on."""
-        before = asyncio.run_coroutine_threadsafe(self._replace(service), loop).result()
-        while not before.worker.idle and not self._stop:  # its running answers are finished first
+        previous = asyncio.run_coroutine_threadsafe(self._replace(service), loop).result()
+        while not previous.worker.idle and not self._stop:  # its running answers are finished first
             time.sleep(0.05)
-        before.stop()
+        previous.stop()
 
     async def _replace(self, service: Service) -> Service:
         """Give the page another service; runs on the event loop, so that each answer uses only one of the two."""
-        before, self.page.service = self.page.service, service
+        previous, self.page.service = self.page.service, service
         self.page.votes.round = round_of(service)
-        return before
+        return previous
 
     def _refresh(self) -> None:
         """Update what the page shows from the files."""
@@ -257,24 +257,24 @@ class Tuning:
         stored = [*rounds.values()]
         examples = stored[-1].examples if stored else ()
         self.new = new_choices(self.run, self.store)
-        self._known = learned(stored).model_dump(mode="json") | {
+        self._summary = learned(stored).model_dump(mode="json") | {
             "rounds": [
                 {"round": number, "choices": len(p.newest), "right": sum(p.newest)} for number, p in rounds.items()
             ],
             "examples": [dict(zip(("prompt", "before", "after"), e, strict=True)) for e in examples],
-            "preferred": self._preferred(),
+            "preferred": self._win_rate(),
         }
 
-    def _preferred(self) -> dict[str, Any] | None:
+    def _win_rate(self) -> dict[str, Any] | None:
         """How often the newest policy was preferred over the one before, in blind comparisons."""
         if self.page.pair is None:
             return None
-        newest, before = (m.checkpoint[:8] for m in self.page.pair)
+        newest, previous = (m.checkpoint[:8] for m in self.page.pair)
         collected = of_snapshot(take_snapshot(self.store))
         for row in measure(collected.items, collected.judgements):
-            if newest in row["model"] and before in str(row["rival"]):
+            if newest in row["model"] and previous in str(row["rival"]):
                 return {name: row[name] for name in ("rate", "low", "high", "n")}
-            if newest in str(row["rival"]) and before in row["model"]:
+            if newest in str(row["rival"]) and previous in row["model"]:
                 return {"rate": 1 - row["rate"], "low": 1 - row["high"], "high": 1 - row["low"], "n": row["n"]}
         return None
 
@@ -287,7 +287,7 @@ class Tuning:
             "new": new_choices(self.run, self.store) if training else self.new,
             "every": self.every,
             "round": self.run.newest().number,
-            **self._known,
+            **self._summary,
         }
 
 

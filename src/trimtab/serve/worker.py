@@ -64,7 +64,7 @@ class Job:
     unsent: int = 0
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
     _token_at: dict[int, float] = field(default_factory=dict)
-    _first_at: dict[int, float] = field(default_factory=dict)
+    _first_token_at: dict[int, float] = field(default_factory=dict)
     _unfinished: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,19 +95,19 @@ class Job:
             self._ready.clear()
             if not self.updates and self.error is None:
                 await self._ready.wait()
-        news = [self.updates.popleft() for _ in range(len(self.updates))]
-        self.unsent -= sum(len(update.text) for update in news)
-        self._unfinished -= sum(update.finish_reason is not None for update in news)
-        return news
+        updates = [self.updates.popleft() for _ in range(len(self.updates))]
+        self.unsent -= sum(len(update.text) for update in updates)
+        self._unfinished -= sum(update.finish_reason is not None for update in updates)
+        return updates
 
     def put(self, update: Update) -> None:
-        """Called by the worker."""
+        """Add an update; called in the worker's thread."""
         self.unsent += len(update.text)
         self.updates.append(update)
         self._wake()
 
     def fail(self, error: ApiError) -> None:
-        """Called by the worker."""
+        """Report that the request cannot continue; called in the worker's thread."""
         self.error = error
         self._wake()
 
@@ -217,7 +217,7 @@ class Worker:
             ApiError: the queue is full (status 429, with the time after which to try again).
         """
         with self._condition:
-            self._check_room(answers)
+            self._check_capacity(answers)
             self._reserved += answers
         try:
             yield
@@ -225,7 +225,7 @@ class Worker:
             with self._condition:
                 self._reserved -= answers
 
-    def _check_room(self, answers: int) -> None:
+    def _check_capacity(self, answers: int) -> None:
         slots = sum(engine.slots for engine in self.engines.values())
         waiting = sum(not answer.started for answer in self._queued) + self._reserved
         if waiting + answers > self.queue + slots - self._running:
@@ -303,12 +303,12 @@ class Worker:
     def _cancel(self, job: Job) -> None:
         for answer in job.answers:
             with self._condition:
-                known = self._jobs.pop(answer, None) is not None
+                running = self._jobs.pop(answer, None) is not None
                 self._queued.discard(answer)
-            if known:
+            if running:
                 self.engines[job.model].cancel(answer)
                 self.metrics.success.labels(job.model, "abort").inc()
-        self._gauge(job.model)
+        self._set_gauges(job.model)
 
     def _step(self, name: str, engine: Engine) -> None:
         drawn = engine.step()
@@ -324,10 +324,10 @@ class Worker:
             if index == 0:
                 self.metrics.prompt_tokens.labels(name).inc(len(job.prompt_tokens))
         self.metrics.generation_tokens.labels(name).inc(len(drawn))
-        for one in drawn:
-            if one.answer in self._jobs:  # not cancelled because of an earlier answer of this step
-                self._pass_on(one, now)
-        self._gauge(name)
+        for drawn_token in drawn:
+            if drawn_token.answer in self._jobs:  # not cancelled because of an earlier answer of this step
+                self._pass_on(drawn_token, now)
+        self._set_gauges(name)
 
     def _pass_on(self, drawn: Drawn, now: float) -> None:
         job, index = self._jobs[drawn.answer]
@@ -335,7 +335,7 @@ class Worker:
             self.metrics.between_tokens.labels(job.model).observe(now - job._token_at[index])
         else:
             self.metrics.first_token.labels(job.model).observe(now - job.created)
-            job._first_at[index] = now
+            job._first_token_at[index] = now
         job._token_at[index] = now
         guarded = job.guarded[index]
         piece = guarded.push(drawn)
@@ -357,10 +357,10 @@ class Worker:
         self.metrics.success.labels(job.model, reason).inc()
         self.metrics.latency.labels(job.model).observe(seconds)
         if len(answer.tokens) > 1:
-            per_token = (now - job._first_at[index]) / (len(answer.tokens) - 1)
+            per_token = (now - job._first_token_at[index]) / (len(answer.tokens) - 1)
             self.metrics.per_token.labels(job.model).observe(per_token)
 
-    def _gauge(self, name: str) -> None:
+    def _set_gauges(self, name: str) -> None:
         engine = self.engines[name]
         self.metrics.running.labels(name).set(engine.running)
         self.metrics.waiting.labels(name).set(engine.waiting)

@@ -28,7 +28,7 @@ DISPUTED = items.c.disputed.is_(True)
 """As many people as needed have judged the item, and they disagree."""
 FLAGGED = items.c.flags > 0
 """The item is flagged, and has not been retired or settled since."""
-_NOBODY_LEFT = and_(
+_NO_ANNOTATOR_LEFT = and_(
     items.c.open.is_(True),
     select(judgements.c.seq).where(judgements.c.item_id == items.c.id).exists(),
     ~select(people.c.id)
@@ -43,15 +43,15 @@ _NOBODY_LEFT = and_(
     .exists(),
 )
 """The item has free slots, and every annotator has judged, skipped or flagged it."""
-EXHAUSTED = and_(_NOBODY_LEFT, items.c.flags == 0)
-"""``_NOBODY_LEFT`` without flagged items."""
+EXHAUSTED = and_(_NO_ANNOTATOR_LEFT, items.c.flags == 0)
+"""``_NO_ANNOTATOR_LEFT`` without flagged items."""
 
 
 def items_with_submissions(
-    c: Connection, which: ColumnElement[bool], limit: int | None
+    c: Connection, condition: ColumnElement[bool], limit: int | None
 ) -> list[tuple[Task, list[Submission]]]:
     """Items with the annotators' submissions, oldest item first."""
-    query = select(items).where(which, items.c.retired.is_(False)).order_by(items.c.id).limit(limit)
+    query = select(items).where(condition, items.c.retired.is_(False)).order_by(items.c.id).limit(limit)
     return [(task_of(item), submissions_of_item(c, item)) for item in c.execute(query).all()]
 
 
@@ -83,14 +83,14 @@ def adjudicate(tx: Transaction, person: int, form: Form) -> Receipt:
     if form.verdict != "judged":
         raise DataError("an adjudicator decides; or retires the item")
     check_form(form, task_of(item), tx.config)
-    before = _decision_of(tx, item, person)
-    if (before.seq if before else None) != form.version or (before is None and item.adjudicated):
+    previous = _decision_of(tx, item, person)
+    if (previous.seq if previous else None) != form.version or (previous is None and item.adjudicated):
         raise ConflictError("this item was settled since you opened it")
-    if before is None and not _needs_decision(tx.c, item):
+    if previous is None and not _needs_decision(tx.c, item):
         raise ConflictError("this item is not in dispute (any more)")
     submission = submission_from(tx, form, item, tx.person(person), None, adjudication=True)
     seq = add_submission(tx, "adjudication", submission, digest, person=person, item=item, key=form.key)
-    put_judgement(tx, seq, submission, item=item, person=person, replaces=before)
+    put_judgement(tx, seq, submission, item=item, person=person, replaces=previous)
     lease = lease_of(tx, item, person)
     if lease is not None:
         drop_lease(tx, item, person)
@@ -115,4 +115,4 @@ def _decision_of(tx: Transaction, item: Row[Any], person: int) -> Row[Any] | Non
 
 def _needs_decision(c: Connection, item: Row[Any]) -> bool:
     in_queue = item.disputed or item.flags
-    return bool(in_queue or c.scalar(select(items.c.id).where(items.c.id == item.id, _NOBODY_LEFT)))
+    return bool(in_queue or c.scalar(select(items.c.id).where(items.c.id == item.id, _NO_ANNOTATOR_LEFT)))

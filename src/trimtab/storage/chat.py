@@ -36,8 +36,8 @@ from trimtab.storage.submissions import add_submission, put_judgement
 from trimtab.storage.transaction import Transaction
 
 REASONS = ("unjustified_refusal", "untrue", "unhelpful", "harmful", "style")
-"""Why an answer is bad."""
-TO_A_PERSON = "unjustified_refusal"
+"""Reasons that a visitor can give for a bad answer."""
+UNJUSTIFIED_REFUSAL = "unjustified_refusal"
 """This reason is stored as a flag, for a person to decide, and is never used for training."""
 BOTH_BAD = "both_bad"
 """Reason of a tie between two bad answers."""
@@ -128,19 +128,19 @@ class ChatVotes:
             secret: secret of a visitor who agreed before, to these or earlier terms; person and secret stay the same.
         """
         with self.store.writing() as tx:
-            row = tx.c.execute(_who(secret)).first() if secret else None
+            row = tx.c.execute(_visitor_by_secret(secret)).first() if secret else None
             if row is not None:
                 if row.consent != version:
                     tx.c.execute(update(visitors).where(visitors.c.person_id == row.person_id).values(consent=version))
                     tx.event("consent", {"version": version}, person=row.person_id)
                 return secret
             secret, pseudonym = secrets.token_urlsafe(24), f"v-{secrets.token_hex(5)}"
-            made = tx.c.execute(
+            inserted = tx.c.execute(
                 insert(people).values(
                     pseudonym=pseudonym, name=pseudonym, name_key=pseudonym, role="annotator", created_at=tx.now
                 )
             )
-            person = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+            person = inserted.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
             tx.c.execute(insert(visitors).values(person_id=person, secret=_digest(secret), consent=version))
             tx.event("consent", {"version": version}, person=person)
         return secret
@@ -148,7 +148,7 @@ class ChatVotes:
     def visitor(self, secret: str, version: str) -> int | None:
         """The person with this secret; None: there is none, or they agreed to another version of the terms."""
         with self.store.database.read() as c:
-            row = c.execute(_who(secret)).first()
+            row = c.execute(_visitor_by_secret(secret)).first()
         return row.person_id if row is not None and row.consent == version else None
 
     def withdraw(self, secret: str) -> Withdrawal:
@@ -172,12 +172,12 @@ class ChatVotes:
                 tx.c.execute(delete(judgements).where(judgements.c.item_id == item.id))
                 erased = {"body": _erased(item), "retired": True, "open": False}
                 tx.c.execute(update(items).where(items.c.id == item.id).values(**erased))
-            shown = tx.c.execute(
+            exposed = tx.c.execute(
                 update(exposures).where(exposures.c.person_id == person).values(withdrawn=True, used_at=tx.now)
             ).rowcount
             tx.c.execute(update(visitors).where(visitors.c.person_id == person).values(withdrawn_at=tx.now))
             tx.c.execute(update(people).where(people.c.id == person).values(state="removed"))
-            tx.event("erasure", {"votes": len(voted), "exposures": shown}, person=person)
+            tx.event("erasure", {"votes": len(voted), "exposures": exposed}, person=person)
             exported = select(events.c.at, events.c.body).where(events.c.kind == "export", events.c.seq > first)
             exports = [f"{_time(e.at)} {json.loads(e.body)['folder']}" for e in tx.c.execute(exported)] if voted else []
             collected = tx.c.execute(select(events.c.at, events.c.body).where(events.c.kind == "round")).all()
@@ -186,9 +186,9 @@ class ChatVotes:
             trained = {body["run"]: at for body, at in rounds if pseudonym in body["annotators"]}
             runs = [f"{_time(at)} {name}" for name, at in trained.items()]
         with self._lock:
-            for token in [token for token, (whose, _) in self._shown.items() if whose == person]:
+            for token in [token for token, (owner, _) in self._shown.items() if owner == person]:
                 del self._shown[token]
-        return Withdrawal(votes=len(voted), exposures=shown, exports=tuple(exports), runs=tuple(runs))
+        return Withdrawal(votes=len(voted), exposures=exposed, exports=tuple(exports), runs=tuple(runs))
 
     # Votes --------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class ChatVotes:
         token = secrets.token_urlsafe(24)
         digest = _digest(token)
         with self.store.database.write() as c:
-            if not _agrees(c, person, version):
+            if not _agrees_to_terms(c, person, version):
                 return None
             c.execute(
                 insert(exposures).values(
@@ -229,7 +229,7 @@ class ChatVotes:
         """
         digest = content_id(_digest(ballot.token), ballot.good, ballot.reason, ballot.choice)
         with self.store.writing() as tx:
-            if not _agrees(tx.c, person, version):
+            if not _agrees_to_terms(tx.c, person, version):
                 raise DataError("votes are stored only for people who agreed to the terms; agree on the page first")
             query = select(events.c.body).where(events.c.person_id == person, events.c.key == ballot.key)
             if (earlier := tx.c.execute(query).first()) is not None:
@@ -260,7 +260,7 @@ class ChatVotes:
             exposures.c.round == self.round, exposures.c.withdrawn.is_(False)
         )
         with self.store.database.read() as c:
-            rows = {kind: (shown, voted) for kind, shown, voted in c.execute(query.group_by(exposures.c.kind))}
+            rows = {kind: (exposed, voted) for kind, exposed, voted in c.execute(query.group_by(exposures.c.kind))}
         (answers, thumbs), (pairs, choices) = rows.get("thumbs", (0, 0)), rows.get("compare", (0, 0))
         return {"answers_shown": answers, "thumbs": thumbs, "pairs_shown": pairs, "choices": choices}
 
@@ -288,7 +288,7 @@ class ChatVotes:
             source=self._source,
             seconds=round(tx.now - row.shown_at, 2),
             created_at=datetime.fromtimestamp(tx.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            **_words(shown, ballot),
+            **_vote_fields(shown, ballot),
         )
         insert_items(tx, [task], tx.config)
         item = tx.item(task.id)
@@ -311,11 +311,11 @@ def record_round(store: LabelStore, run: str, annotators: Collection[str]) -> No
         add_event(c, store.clock(), "round", {"run": run, "annotators": sorted(annotators)}, person=None)
 
 
-def _who(secret: str) -> Select[Any]:
+def _visitor_by_secret(secret: str) -> Select[Any]:
     return select(visitors).where(visitors.c.secret == _digest(secret), visitors.c.withdrawn_at.is_(None))
 
 
-def _agrees(c: Connection, person: int, version: str) -> bool:
+def _agrees_to_terms(c: Connection, person: int, version: str) -> bool:
     """Whether a person agrees to these terms now, in the transaction that is about to store something about them."""
     query = select(visitors.c.consent).where(visitors.c.person_id == person, visitors.c.withdrawn_at.is_(None))
     return c.scalar(query) == version
@@ -325,19 +325,21 @@ def _kind(shown: Shown) -> Literal["thumbs", "compare"]:
     return "thumbs" if len(shown.completions) == 1 else "compare"
 
 
-def _words(shown: Shown, ballot: Ballot) -> dict[str, Any]:
+def _vote_fields(shown: Shown, ballot: Ballot) -> dict[str, Any]:
     """The fields of a submission that contain the vote."""
     if any(shown.details.get("blocked", ())):
-        if ballot.good is not False or ballot.reason != TO_A_PERSON or ballot.choice is not None:
-            raise DataError(f"the guard blocked this answer; the only vote on it is good: false, reason {TO_A_PERSON}")
-        return {"verdict": "flag", "reason": TO_A_PERSON}
+        if ballot.good is not False or ballot.reason != UNJUSTIFIED_REFUSAL or ballot.choice is not None:
+            raise DataError(
+                f"the guard blocked this answer; the only vote on it is good: false, reason {UNJUSTIFIED_REFUSAL}"
+            )
+        return {"verdict": "flag", "reason": UNJUSTIFIED_REFUSAL}
     if _kind(shown) == "thumbs":
         if ballot.good is None or ballot.choice is not None:
             raise DataError("a vote on one answer says good: true or false, and no choice")
         if ballot.reason and (ballot.good or ballot.reason not in REASONS):
             raise DataError(f"reason {ballot.reason[:40]!r}: a bad answer takes one of {', '.join(REASONS)}")
-        if ballot.reason == TO_A_PERSON:
-            return {"verdict": "flag", "reason": TO_A_PERSON}
+        if ballot.reason == UNJUSTIFIED_REFUSAL:
+            return {"verdict": "flag", "reason": UNJUSTIFIED_REFUSAL}
         return {"verdict": "judged", "good": ballot.good, "reason": ballot.reason}
     if ballot.choice is None or ballot.good is not None or ballot.reason:
         raise DataError("a vote on two answers says choice: left, right, tie or both_bad, and nothing else")

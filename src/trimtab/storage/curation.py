@@ -33,7 +33,7 @@ LOGGED = ("note", "retire", "restore", "amend", "corrected", "correction")
 replaced ``by`` another item, and a correction ``of`` another item."""
 _SUBMITTED = ("judgement", "adjudication", "import", "late")
 _COMPLETE = or_(items.c.done >= items.c.overlap, items.c.adjudicated)
-_WHICH: dict[State, ColumnElement[bool]] = {
+_IN_STATE: dict[State, ColumnElement[bool]] = {
     "open": and_(items.c.role.is_(None), items.c.retired.is_(False), ~_COMPLETE),
     "done": and_(items.c.role.is_(None), items.c.retired.is_(False), _COMPLETE),
     "disputed": and_(items.c.disputed.is_(True), items.c.retired.is_(False)),
@@ -43,7 +43,7 @@ _WHICH: dict[State, ColumnElement[bool]] = {
 }
 _CHUNK = 500
 """Rows read at once while searching."""
-_START = 4
+_MIN_ID_PREFIX = 4
 """Characters that a word needs to match the start of an id; shorter words would match ids by chance."""
 MOST_CHARACTERS = 10_000
 """Most characters of a comment or a reason."""
@@ -128,14 +128,14 @@ def find_items(
         the items, and the number of the last one as ``after`` for the next page; None: there is no next page.
     """
     words = text.lower().split()
-    which = [_WHICH[state] if state else true(), *(_may_have(word) for word in words)]
+    conditions = [_IN_STATE[state] if state else true(), *(_may_have(word) for word in words)]
     if batch:
-        which.append(items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)))
+        conditions.append(items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)))
     rows: list[Row[Any]] = []
     while len(rows) <= limit:
-        query = select(items).where(items.c.id > after, *which).order_by(items.c.id).limit(_CHUNK)
+        query = select(items).where(items.c.id > after, *conditions).order_by(items.c.id).limit(_CHUNK)
         chunk = c.execute(query).all()
-        rows += [row for row in chunk if not words or _has(row, words)]
+        rows += [row for row in chunk if not words or _matches(row, words)]
         if len(chunk) < _CHUNK:
             break
         after = chunk[-1].id
@@ -145,8 +145,8 @@ def find_items(
 
 def count_items(c: Connection, batch: str = "") -> dict[State, int]:
     """Number of items in each state; an item can be in several."""
-    where = items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)) if batch else true()
-    return {s: c.scalar(select(func.count()).select_from(items).where(where, _WHICH[s])) or 0 for s in STATES}
+    in_batch = items.c.batch_id.in_(select(batches.c.id).where(batches.c.name == batch)) if batch else true()
+    return {s: c.scalar(select(func.count()).select_from(items).where(in_batch, _IN_STATE[s])) or 0 for s in STATES}
 
 
 def _may_have(word: str) -> ColumnElement[bool]:
@@ -158,11 +158,13 @@ def _may_have(word: str) -> ColumnElement[bool]:
     return or_(items.c.body.icontains(run, autoescape=True), items.c.uid.icontains(run, autoescape=True))
 
 
-def _has(row: Row[Any], words: Sequence[str]) -> bool:
+def _matches(row: Row[Any], words: Sequence[str]) -> bool:
     task = task_of(row)
     texts = [*(m.content for m in task.prompt.messages), *(a.text for a in task.completions), *task.steps]
-    whole, uid = "\x00".join(texts).lower(), task.id.lower()
-    return all(word in whole or word == uid or (len(word) >= _START and uid.startswith(word)) for word in words)
+    all_text, uid = "\x00".join(texts).lower(), task.id.lower()
+    return all(
+        word in all_text or word == uid or (len(word) >= _MIN_ID_PREFIX and uid.startswith(word)) for word in words
+    )
 
 
 def _summaries(c: Connection, rows: Sequence[Row[Any]]) -> list[ItemSummary]:
@@ -191,8 +193,8 @@ def _states(row: Row[Any]) -> tuple[State, ...]:
     if row.role is not None:
         return ("check", *(("flagged",) if row.flags else ()))
     complete = row.done >= row.overlap or row.adjudicated
-    more: tuple[State, ...] = (*(("disputed",) if row.disputed else ()), *(("flagged",) if row.flags else ()))
-    return ("done" if complete else "open", *more)
+    flags: tuple[State, ...] = (*(("disputed",) if row.disputed else ()), *(("flagged",) if row.flags else ()))
+    return ("done" if complete else "open", *flags)
 
 
 def read_item(tx: Transaction, uid: str) -> ItemDetails:
@@ -212,12 +214,12 @@ def _submissions(c: Connection, item: Row[Any]) -> list[ItemSubmission]:
         .order_by(events.c.seq)
     )
     rows = c.execute(query).all()
-    undone = {json.loads(row.body)["undoes"] for row in rows if row.kind == "undo"}
+    undone_versions = {json.loads(row.body)["undoes"] for row in rows if row.kind == "undo"}
 
     def state(row: Any) -> Literal["counts", "changed", "undone", "late"]:
         if row.seq in current:
             return "counts"
-        return "late" if row.kind == "late" else "undone" if row.seq in undone else "changed"
+        return "late" if row.kind == "late" else "undone" if row.seq in undone_versions else "changed"
 
     return [
         ItemSubmission(submission=submission_of(row.body, row.pseudonym, item.uid), name=row.name, state=state(row))
@@ -268,7 +270,7 @@ def comments_by_item(log: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 def add_comment(tx: Transaction, uid: str, text: str, *, person: int) -> None:
     """Add an owner's comment to an item; see :meth:`~trimtab.storage.labels.LabelStore.comment`."""
-    text = _checked(text, "comment")
+    text = _checked_text(text, "comment")
     if not text:
         raise DataError("the comment is empty; write one")
     tx.event("note", {"text": text}, person=person, item=tx.item(uid).id)
@@ -278,7 +280,7 @@ def retire(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
     """Take an item out of the queue; its judgements stay. A retired item is unchanged."""
     item = tx.item(uid)
     if not item.retired:
-        retire_item(tx, item, person=person, reason=_checked(reason, "reason"))
+        retire_item(tx, item, person=person, reason=_checked_text(reason, "reason"))
 
 
 def restore(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
@@ -286,15 +288,15 @@ def restore(tx: Transaction, uid: str, *, person: int, reason: str) -> None:
     item = tx.item(uid)
     if not item.retired:
         return
-    newer = next((e.body["by"] for e in reversed(_log(tx.c, item.id)) if e.kind == "corrected"), None)
-    if newer is not None and not tx.item(newer).retired:
-        raise ConflictError(f"item {newer} replaces this one; retire that first")
+    replacement = next((e.body["by"] for e in reversed(_log(tx.c, item.id)) if e.kind == "corrected"), None)
+    if replacement is not None and not tx.item(replacement).retired:
+        raise ConflictError(f"item {replacement} replaces this one; retire that first")
     last = tx.c.scalar(select(func.max(items.c.position)).where(items.c.batch_id == item.batch_id)) or 0
     tx.c.execute(update(items).where(items.c.id == item.id).values(retired=False))
-    room = and_(items.c.taken < items.c.overlap, OPEN_TO_PEOPLE)
-    tx.c.execute(update(items).where(items.c.id == item.id).values(open=room, position=last + 1))
+    has_free_slot = and_(items.c.taken < items.c.overlap, OPEN_TO_PEOPLE)
+    tx.c.execute(update(items).where(items.c.id == item.id).values(open=has_free_slot, position=last + 1))
     recount(tx, tx.item(uid))
-    tx.event("restore", {"reason": _checked(reason, "reason")}, person=person, item=item.id)
+    tx.event("restore", {"reason": _checked_text(reason, "reason")}, person=person, item=item.id)
 
 
 def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason: str) -> str:
@@ -314,7 +316,7 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
         ConflictError: the item was changed or retired since, or another item has this text already.
         DataError: the correction cannot be shown to people.
     """
-    item, reason = tx.item(task.id), _checked(reason, "reason")
+    item, reason = tx.item(task.id), _checked_text(reason, "reason")
     if task_of(item) != task:
         raise ConflictError("this item was changed since you opened it; reload the page")
     if item.retired:
@@ -323,8 +325,8 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
         raise DataError("nothing differs from the item; change something, or leave the page")
     in_place = _shown(corrected) == _shown(task)
     if not in_place:
-        own = None if item.inherits else item.overlap
-        corrected = _under_a_new_id(corrected.model_copy(update={"overlap": own}))
+        overlap = None if item.inherits else item.overlap
+        corrected = _with_new_id(corrected.model_copy(update={"overlap": overlap}))
     problem = unusable(corrected, tx.config)
     if problem is not None:
         raise DataError(problem)
@@ -332,8 +334,8 @@ def correct(tx: Transaction, task: Task, corrected: Task, *, person: int, reason
         body = corrected.model_dump_json(exclude_defaults=True)
         tx.c.execute(update(items).where(items.c.id == item.id).values(body=body))
         models = [answer.model for answer in task.completions]
-        before = {"metadata": task.metadata, "prompt_metadata": task.prompt.metadata, "models": models}
-        tx.event("amend", {"reason": reason, "before": before}, person=person, item=item.id)
+        previous = {"metadata": task.metadata, "prompt_metadata": task.prompt.metadata, "models": models}
+        tx.event("amend", {"reason": reason, "before": previous}, person=person, item=item.id)
         return task.id
     if insert_items(tx, [corrected], tx.config):
         raise ConflictError(f"item {corrected.id} has exactly this text; retire this one instead")
@@ -348,14 +350,14 @@ def _shown(task: Task) -> tuple[Any, ...]:
     return task.prompt.messages, [answer.text for answer in task.completions], task.steps, task.check
 
 
-def _under_a_new_id(task: Task) -> Task:
+def _with_new_id(task: Task) -> Task:
     """The same item with ids made from its texts."""
     prompt = Prompt.of(task.prompt.messages).model_copy(update={"metadata": task.prompt.metadata})
     fields = {name: getattr(task, name) for name in ("steps", "batch", "overlap", "check", "metadata")}
     return Task.of(prompt, task.completions, kind=task.kind, **fields)
 
 
-def _checked(text: str, what: str) -> str:
+def _checked_text(text: str, what: str) -> str:
     text = text.replace("\r\n", "\n").strip()
     if len(text) > MOST_CHARACTERS:
         raise DataError(f"{what}: {len(text)} characters; {MOST_CHARACTERS} fit")

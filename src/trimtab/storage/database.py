@@ -114,11 +114,11 @@ class Database:
             raise ConfigError("a backup of PostgreSQL is made with its own tool: pg_dump --format=custom")
         if target.exists() and target.samefile(self.name):
             raise ConfigError(f"{target}: is the database itself; name another file for the copy")
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with storage_errors(target), explained(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                source, copy = sqlite3.connect(self.name), sqlite3.connect(aside)
+                source, copy = sqlite3.connect(self.name), sqlite3.connect(temporary)
                 try:
                     source.backup(copy)
                     [(verdict,)] = copy.execute("PRAGMA integrity_check").fetchall()
@@ -127,19 +127,19 @@ class Database:
                     copy.close()
                 if verdict != "ok":
                     raise StorageError(f"{target}: the copy is damaged ({verdict}); the original may be too, keep both")
-                with open(aside, "rb+") as file:
+                with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
-                os.replace(aside, target)
+                os.replace(temporary, target)
             finally:
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def _check_file(self, path: Path) -> None:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = not path.exists()
+            is_new = not path.exists()
             with open(path, "ab"):
                 pass
-            if new:
+            if is_new:
                 path.chmod(0o600)
         if not os.access(path.parent, os.W_OK):
             raise StorageError(f"{path.parent}: no permission to write there; choose another folder")
@@ -157,8 +157,8 @@ class Database:
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if revision is not None and revision not in known:
+        known_revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if revision is not None and revision not in known_revisions:
             raise StorageError(
                 f"{self.name}: its schema {revision!r} is newer than this trimtab knows ({REVISION!r}); nothing was "
                 "changed; update trimtab, or open a backup made by this version"

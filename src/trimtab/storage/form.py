@@ -106,9 +106,9 @@ def whole_characters_or_refuse(text: str) -> None:
 
 
 def _check_answers(form: Form, task: Task, config: ProjectConfig) -> None:
-    given, needed = [a.criterion for a in form.answers], [c.name for c in config.criteria]
-    if sorted(given) != sorted(needed):
-        raise DataError(f"answers are needed for the criteria {', '.join(needed)}; got {', '.join(given) or 'none'}")
+    answered, needed = [a.criterion for a in form.answers], [c.name for c in config.criteria]
+    if sorted(answered) != sorted(needed):
+        raise DataError(f"answers are needed for the criteria {', '.join(needed)}; got {', '.join(answered) or 'none'}")
     kinds = {c.name: c for c in config.criteria}
     count = len(task.completions)
     for answer in form.answers:

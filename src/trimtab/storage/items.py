@@ -45,7 +45,9 @@ def insert_items(tx: Transaction, tasks: Sequence[Task], config: ProjectConfig) 
     """Add tasks with different ids; returns the ids of items that existed before, which do not change."""
     c = tx.c
     batch_ids = {row.name: row.id for row in c.execute(select(batches.c.name, batches.c.id))}
-    last = dict(c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all())
+    last_position = dict(
+        c.execute(select(items.c.batch_id, func.max(items.c.position)).group_by(items.c.batch_id)).all()
+    )
     existing: set[str] = set()
     for part in chunks(tasks):
         existing |= set(c.scalars(select(items.c.uid).where(items.c.uid.in_([t.id for t in part]))))
@@ -54,7 +56,7 @@ def insert_items(tx: Transaction, tasks: Sequence[Task], config: ProjectConfig) 
             if task.batch not in batch_ids:
                 batch_ids[task.batch] = c.execute(insert(batches).values(name=task.batch)).inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
             batch = batch_ids[task.batch]
-            last[batch] = last.get(batch, 0) + 1
+            last_position[batch] = last_position.get(batch, 0) + 1
             rows.append(
                 {
                     "uid": task.id,
@@ -62,7 +64,7 @@ def insert_items(tx: Transaction, tasks: Sequence[Task], config: ProjectConfig) 
                     "body": task.model_dump_json(exclude_defaults=True),
                     "role": task.check.role if task.check else None,
                     "batch_id": batch,
-                    "position": last[batch],
+                    "position": last_position[batch],
                     "overlap": task.overlap or config.overlap,
                     "inherits": task.overlap is None,
                     "open": task.check is None,
@@ -93,28 +95,28 @@ def raise_overlap(tx: Transaction, uids: Iterable[str], overlap: int, *, person:
     return changed
 
 
-def set_overlap(tx: Transaction, which: ColumnElement[bool], overlap: int) -> None:
+def set_overlap(tx: Transaction, condition: ColumnElement[bool], overlap: int) -> None:
     """Change the overlap of items.
 
     Taken slots stay taken. An item that has free slots again moves to the end of its batch, after every cursor.
     """
     c = tx.c
-    is_complete = select(items.c.id, items.c.done >= items.c.overlap).where(which, items.c.done > 1)
+    is_complete = select(items.c.id, items.c.done >= items.c.overlap).where(condition, items.c.done > 1)
     complete_before = dict(c.execute(is_complete).all())
-    room = case((items.c.taken > overlap, items.c.taken), else_=overlap)
-    c.execute(update(items).where(which).values(overlap=room))
-    c.execute(update(items).where(which, items.c.taken >= items.c.overlap).values(open=False))
+    new_overlap = case((items.c.taken > overlap, items.c.taken), else_=overlap)
+    c.execute(update(items).where(condition).values(overlap=new_overlap))
+    c.execute(update(items).where(condition, items.c.taken >= items.c.overlap).values(open=False))
     last = select(items.c.batch_id, func.max(items.c.position).label("last")).group_by(items.c.batch_id).subquery()
-    place = func.row_number().over(partition_by=items.c.batch_id, order_by=items.c.position)
+    row_number = func.row_number().over(partition_by=items.c.batch_id, order_by=items.c.position)
     reopened = (
-        select(items.c.id, (last.c.last + place).label("position"))
+        select(items.c.id, (last.c.last + row_number).label("position"))
         .join(last, last.c.batch_id == items.c.batch_id)
-        .where(which, OPEN_TO_PEOPLE, items.c.open.is_(False), items.c.taken < items.c.overlap)
+        .where(condition, OPEN_TO_PEOPLE, items.c.open.is_(False), items.c.taken < items.c.overlap)
         .subquery()
     )
     c.execute(update(items).where(items.c.id == reopened.c.id).values(open=True, position=reopened.c.position))
     complete = dict(c.execute(is_complete).all())
-    for number in (n for n, before in complete_before.items() if complete[n] != before):
+    for number in (n for n, was_complete in complete_before.items() if complete[n] != was_complete):
         recount(tx, c.execute(select(items).where(items.c.id == number)).one())
 
 

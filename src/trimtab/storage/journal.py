@@ -85,7 +85,7 @@ class Journal(MutableMapping[str, dict[str, Any]]):
 
     def _read(self) -> None:
         self._file.seek(0)
-        whole = 0
+        length = 0
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
                 break  # cut by a kill: it was never acknowledged
@@ -94,7 +94,7 @@ class Journal(MutableMapping[str, dict[str, Any]]):
                 self._values.setdefault(value.pop("key"), value)
             except (ValueError, KeyError, AttributeError):
                 raise DataError(f"{self.path}:{number}: damaged line; remove it and run again") from None
-            whole += len(line)
+            length += len(line)
         with storage_errors(self.path):
-            self._file.truncate(whole)
+            self._file.truncate(length)
             self._file.seek(0, os.SEEK_END)

@@ -38,7 +38,7 @@ def own_work(database: Database, person: int) -> Own:
 def remaining(database: Database, person: int) -> int:
     """Number of items a person could judge now: items leased to them, and items with free slots."""
     judged = select(judgements.c.seq).where(judgements.c.item_id == items.c.id, judgements.c.person_id == person)
-    held = select(leases.c.item_id).where(
+    leased = select(leases.c.item_id).where(
         leases.c.item_id == items.c.id, leases.c.person_id == person, leases.c.live.is_(True)
     )
     query = (
@@ -48,7 +48,7 @@ def remaining(database: Database, person: int) -> int:
         .where(
             items.c.role.is_(None),
             items.c.retired.is_(False),
-            or_(and_(items.c.open.is_(True), batches.c.paused.is_(False)), held.exists()),
+            or_(and_(items.c.open.is_(True), batches.c.paused.is_(False)), leased.exists()),
             ~judged.exists(),
         )
     )
@@ -85,6 +85,6 @@ def has_read_instructions(database: Database, person: int) -> bool:
 def read_instructions(database: Database, person: int, *, guideline: str | None, at: float) -> None:
     """Record that a person confirmed the instructions, with this version of the guidelines."""
     with database.write() as c:
-        known = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
-        if c.scalar(known) is None:
+        confirmed = select(events.c.seq).where(events.c.person_id == person, events.c.key == _INSTRUCTIONS)
+        if c.scalar(confirmed) is None:
             add_event(c, at, _INSTRUCTIONS, {"guideline": guideline}, person=person, key=_INSTRUCTIONS)

@@ -94,7 +94,7 @@ class People:
         with self.database.write() as c:
             if person is not None:
                 role = c.execute(select(people.c.role).where(people.c.id == person)).scalar_one()
-            made = c.execute(
+            added = c.execute(
                 insert(invitations).values(
                     token=_digest(token),
                     role=role,
@@ -104,7 +104,13 @@ class People:
                     expires_at=now + days * _DAY,
                 )
             )
-            add_event(c, now, "invitation", {"role": role, "note": note, "id": made.inserted_primary_key[0]}, person=by)  # pyright: ignore[reportOptionalSubscript]
+            add_event(
+                c,
+                now,
+                "invitation",
+                {"role": role, "note": note, "id": added.inserted_primary_key[0]},  # pyright: ignore[reportOptionalSubscript]
+                person=by,
+            )
         return token
 
     def first_owner(self) -> str | None:
@@ -116,7 +122,7 @@ class People:
         return self.invite("owner", by=None, days=1)
 
     def invitation(self, token: str) -> Invitation:
-        """What a link is for.
+        """The invitation behind a link.
 
         Raises:
             DataError: the link is unknown, used or expired.
@@ -152,7 +158,7 @@ class People:
             else:
                 if c.execute(select(people.c.id).where(people.c.name_key == name_key(name))).first():
                     raise ConflictError("this name is taken; choose another one")
-                made = c.execute(
+                added = c.execute(
                     insert(people).values(
                         pseudonym=f"a-{secrets.token_hex(5)}",
                         name=name,
@@ -163,7 +169,7 @@ class People:
                         created_at=now,
                     )
                 )
-                person = made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+                person = added.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
                 add_event(c, now, "joined", {"role": row.role}, person=person)
             return self._new_session(c, person)
 
@@ -197,16 +203,16 @@ class People:
         Raises:
             DataError: name or password is wrong; the message does not say which.
         """
-        name = "" if _broken(name) else name
+        name = "" if _unusable(name) else name
         with self.database.read() as c:
             row = c.execute(select(people).where(people.c.name_key == name_key(name))).first()
-        known = row is not None and row.password is not None and row.state in ("active", "paused")
+        valid = row is not None and row.password is not None and row.state in ("active", "paused")
         try:
-            stored = str(row.password) if known and row is not None else _nobody()
-            _hasher().verify(stored, "" if _broken(password) else password)
+            stored = str(row.password) if valid and row is not None else _unmatchable_hash()
+            _hasher().verify(stored, "" if _unusable(password) else password)
         except (VerificationError, InvalidHashError):
-            known = False
-        if not known or row is None:
+            valid = False
+        if not valid or row is None:
             raise DataError("name or password is wrong")
         with self.database.write() as c:
             return self._new_session(c, row.id)
@@ -221,7 +227,7 @@ class People:
         with self.database.read() as c:
             stored = c.scalar(select(people.c.password).where(people.c.id == person))
         try:
-            _hasher().verify(stored or _nobody(), "" if _broken(old) else old)
+            _hasher().verify(stored or _unmatchable_hash(), "" if _unusable(old) else old)
         except (VerificationError, InvalidHashError):
             raise DataError("the current password is wrong") from None
         hashed = _hasher().hash(new)
@@ -286,10 +292,10 @@ class People:
             if row is None or row.state == "imported":
                 raise DataError("there is no such person")
             if row.role == "owner" and ((role or "owner") != "owner" or (state or "active") != "active"):
-                others = select(func.count()).where(
+                other_owners = select(func.count()).where(
                     people.c.role == "owner", people.c.state == "active", people.c.id != person
                 )
-                if not c.scalar(others):
+                if not c.scalar(other_owners):
                     raise ConflictError("this is the last owner; make another person an owner first")
             if values:
                 c.execute(update(people).where(people.c.id == person).values(**values))
@@ -387,7 +393,7 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
-def _broken(text: str) -> bool:
+def _unusable(text: str) -> bool:
     return "\x00" in text or len(text) > 1000 or any("\ud800" <= ch <= "\udfff" for ch in text)
 
 
@@ -401,6 +407,6 @@ def _hasher() -> PasswordHasher:
 
 
 @cache
-def _nobody() -> str:
+def _unmatchable_hash() -> str:
     """A hash that no password matches, so that an unknown name takes as long as a wrong password."""
     return _hasher().hash(secrets.token_urlsafe(32))

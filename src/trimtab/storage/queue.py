@@ -88,38 +88,38 @@ class Queue:
 
     def next(self, tx: Transaction, person: int) -> Assignment | str:
         """The task of a person, or why there is none: ``paused``, ``unqualified``, ``closed`` or ``empty``."""
-        who, config = tx.person(person), tx.config
-        if who.state != "active":
+        person_row, config = tx.person(person), tx.config
+        if person_row.state != "active":
             return "paused"
         if config.paused:
             return "closed"
         leased = tx.c.execute(_LEASED, {"person": person}).first()
         if leased is not None:
             tx.c.execute(_RENEW, {"item": leased.id, "person": person, "until": tx.now + config.lease_minutes * 60})
-            return assignment(tx, leased, who, draft=json.loads(leased.draft) if leased.draft else None)
+            return assignment(tx, leased, person_row, draft=json.loads(leased.draft) if leased.draft else None)
         self._expire(tx)
-        if who.role == "annotator" and (item := _check_item(tx, person, 0, ("training",))) is not None:
+        if person_row.role == "annotator" and (item := _check_item(tx, person, 0, ("training",))) is not None:
             lease(tx, item.id, person)
-            return assignment(tx, item, who)
-        if who.role == "annotator" and who.qualified is None:
+            return assignment(tx, item, person_row)
+        if person_row.role == "annotator" and person_row.qualified is None:
             item = _check_item(tx, person, 0, ("qualification",))
             if item is not None:
                 lease(tx, item.id, person)
-                return assignment(tx, item, who)
+                return assignment(tx, item, person_row)
             if _qualify(tx, person, config) is False:
                 return "unqualified"
-        elif who.role == "annotator" and who.qualified is False:
+        elif person_row.role == "annotator" and person_row.qualified is False:
             return "unqualified"
         item = None
-        if config.gold_every and who.served % config.gold_every == config.gold_every - 1:
-            item = _check_item(tx, person, who.served, ("gold", "attention"))
+        if config.gold_every and person_row.served % config.gold_every == config.gold_every - 1:
+            item = _check_item(tx, person, person_row.served, ("gold", "attention"))
         if item is None:
             item = _take_next(tx, person)
         if item is None:
             return "empty"
         lease(tx, item.id, person)
         tx.c.execute(_COUNT_SERVED, {"person": person})
-        return assignment(tx, item, who)
+        return assignment(tx, item, person_row)
 
     def _expire(self, tx: Transaction) -> None:
         """Free the slots of expired leases, at most once a second; restart leases if the clock was set back."""
@@ -127,8 +127,8 @@ class Queue:
             return
         self._swept = tx.now
         end = tx.now + tx.config.lease_minutes * 60
-        from_the_future = and_(leases.c.live.is_(True), leases.c.expires_at > end + CLOCK_SLACK)
-        tx.c.execute(update(leases).where(from_the_future).values(created_at=tx.now, expires_at=end))
+        clock_set_back = and_(leases.c.live.is_(True), leases.c.expires_at > end + CLOCK_SLACK)
+        tx.c.execute(update(leases).where(clock_set_back).values(created_at=tx.now, expires_at=end))
         expired = tx.c.execute(
             select(leases.c.item_id, leases.c.person_id, items.c.role, items.c.batch_id)
             .join(items, items.c.id == leases.c.item_id)
@@ -136,8 +136,8 @@ class Queue:
             .limit(200)
         ).all()
         for row in expired:
-            this_lease = and_(leases.c.item_id == row.item_id, leases.c.person_id == row.person_id)
-            tx.c.execute(update(leases).where(this_lease).values(live=False))
+            expired_lease = and_(leases.c.item_id == row.item_id, leases.c.person_id == row.person_id)
+            tx.c.execute(update(leases).where(expired_lease).values(live=False))
             if row.role is None:
                 free_slot(tx, row.item_id, row.batch_id)
 
@@ -176,8 +176,8 @@ def _take_next(tx: Transaction, person: int) -> Row[Any] | None:
     """Take a slot of the next open item after the person's cursors; None: there is none."""
     reached = {row.batch_id: row.position for row in tx.c.execute(_CURSORS, {"person": person})}
     for batch in tx.c.scalars(_BATCHES).all():
-        place = {"batch": batch, "cursor": reached.get(batch, 0), "person": person}
-        item = tx.c.execute(_QUEUED, place).first()
+        parameters = {"batch": batch, "cursor": reached.get(batch, 0), "person": person}
+        item = tx.c.execute(_QUEUED, parameters).first()
         if item is None:
             continue
         take_slot(tx, item.id)
@@ -208,7 +208,7 @@ def lease(tx: Transaction, item: int, person: int, *, live: bool = True, draft: 
 def assignment(
     tx: Transaction,
     item: Row[Any],
-    who: Row[Any],
+    person_row: Row[Any],
     *,
     version: int | None = None,
     draft: dict[str, Any] | None = None,
@@ -217,7 +217,7 @@ def assignment(
     task = task_of(item)
     return Assignment(
         task=task,
-        shown_order=answer_order(tx.salt, task, who.pseudonym),
+        shown_order=answer_order(tx.salt, task, person_row.pseudonym),
         version=version,
         draft=draft,
         guideline=newest_guideline(tx.c),

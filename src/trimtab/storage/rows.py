@@ -54,5 +54,5 @@ def add_event(
 ) -> int:
     """Append an event and return its number. Events are never changed or removed."""
     row = {"at": at, "kind": kind, "person_id": person, "item_id": item, "key": key, "body": json.dumps(body)}
-    made = c.execute(_NEW_EVENT, row)
-    return made.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+    inserted = c.execute(_NEW_EVENT, row)
+    return inserted.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]

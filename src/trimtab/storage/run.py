@@ -116,10 +116,10 @@ class RunFolder:
         """The last round with a finished policy made from the current policy of the round before; else the run."""
         newest = self.first
         for later in self.rounds()[1:]:
-            before, status = newest.status("align"), later.status("align")
-            if before is None or status is None or not before.state == status.state == "done":
+            previous, status = newest.status("align"), later.status("align")
+            if previous is None or status is None or not previous.state == status.state == "done":
                 break
-            if (status.needs or {}).get(START) != before.fingerprint:
+            if (status.needs or {}).get(START) != previous.fingerprint:
                 break
             newest = later
         return newest
@@ -193,17 +193,17 @@ class RunFolder:
         with storage_errors(folder):
             status = self.status(name)
             if folder.exists() and (status is None or status.fingerprint != fingerprint):
-                old = "unknown" if status is None else status.fingerprint[:12]
-                self._move(folder, self.path / "superseded" / f"{name}-{old}")
+                earlier_fingerprint = "unknown" if status is None else status.fingerprint[:12]
+                self._move(folder, self.path / "superseded" / f"{name}-{earlier_fingerprint}")
             earlier = self.path / "superseded" / f"{name}-{fingerprint[:12]}"
             if not folder.exists() and earlier.exists():
                 self._move(earlier, folder)
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.rglob(".*.tmp"):  # half-written by a process that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for leftover in folder.rglob(".*.tmp"):  # half-written by a process that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if self.status(name) is None:
-            given = None if needs is None else dict(needs)
-            self._write(Status(stage=name, fingerprint=fingerprint, state="running", needs=given))
+            stored_needs = None if needs is None else dict(needs)
+            self._write(Status(stage=name, fingerprint=fingerprint, state="running", needs=stored_needs))
         return folder
 
     def add_seconds(self, name: str, seconds: float, *, memory_gb: float) -> None:
@@ -316,10 +316,10 @@ def read_record(path: Path, kind: type[R], *, next_step: str | None = None) -> R
         return kind.model_validate(read_json(path, next_step=next_step))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        field = ".".join(map(str, first["loc"])) or "the file"
         value = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
         raise DataError(
-            f"{path}: no valid {kind.__name__}: {where}: {first['msg']}{value}; the file is damaged or by another "
+            f"{path}: no valid {kind.__name__}: {field}: {first['msg']}{value}; the file is damaged or by another "
             f"version of trimtab: {next_step or REPLACE}"
         ) from None
 

@@ -18,12 +18,12 @@ def put_config(tx: Transaction, config: ProjectConfig, *, person: int | None = N
 
     A new overlap applies to all items that were added without one, a new majority to all items that are not settled.
     """
-    old = tx.config
+    previous = tx.config
     put_setting(tx.c, "config", config.model_dump_json())
     tx.event("settings", config.model_dump(mode="json"), person=person)
-    if config.overlap != old.overlap:
+    if config.overlap != previous.overlap:
         set_overlap(tx, and_(items.c.inherits.is_(True), items.c.role.is_(None)), config.overlap)
-    if config.majority != old.majority:
+    if config.majority != previous.majority:
         judged_by_several = select(items).where(items.c.done > 1, items.c.role.is_(None))
         for item in tx.c.execute(judged_by_several).all():
             recount(tx, item)
@@ -31,10 +31,10 @@ def put_config(tx: Transaction, config: ProjectConfig, *, person: int | None = N
 
 def put_guideline(tx: Transaction, body: str, *, person: int | None = None) -> str:
     """Add a version of the guidelines and return its name, ``v2-1a2b3c4d``. An unchanged text adds nothing."""
-    last = tx.c.execute(select(guidelines).order_by(guidelines.c.version.desc()).limit(1)).first()
-    if last is not None and last.body == body:
-        return last.name
-    number = (last.version if last else 0) + 1
+    newest = tx.c.execute(select(guidelines).order_by(guidelines.c.version.desc()).limit(1)).first()
+    if newest is not None and newest.body == body:
+        return newest.name
+    number = (newest.version if newest else 0) + 1
     name = f"v{number}-{content_id(body)[:8]}"
     tx.c.execute(insert(guidelines).values(version=number, name=name, body=body, created_at=tx.now))
     tx.event("guideline", {"name": name}, person=person)

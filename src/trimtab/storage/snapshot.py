@@ -91,7 +91,7 @@ def was_blocked(task: Task) -> bool:
     return task.id.startswith("chat-") and isinstance(blocked, list) and any(blocked)
 
 
-_WIDEST = ProjectConfig(max_answers=9, max_characters=1_000_000)
+_IMPORT_LIMITS = ProjectConfig(max_answers=9, max_characters=1_000_000)
 """Limits of an import: wider than any project's, so that items accepted under earlier settings can be imported."""
 
 
@@ -102,17 +102,19 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
         ConflictError: the project already has items.
         DataError: an item cannot be stored.
     """
-    twice = len(snapshot.tasks) - len({task.id for task in snapshot.tasks})
-    if twice:
-        raise DataError(f"the export contains {twice} repeated items; export the project again")
+    repeated = len(snapshot.tasks) - len({task.id for task in snapshot.tasks})
+    if repeated:
+        raise DataError(f"the export contains {repeated} repeated items; export the project again")
     for task in snapshot.tasks:
-        reason = unusable(task, _WIDEST)
+        reason = unusable(task, _IMPORT_LIMITS)
         if reason is not None:
             raise DataError(f"item {task.id!r} of the export cannot be read: {reason}")
-    known = {task.id for task in snapshot.tasks}
-    strange = sum(e["item"] not in known or e["kind"] not in LOGGED for e in snapshot.log)
-    if strange:
-        raise DataError(f"{strange} entries of the export's log are about no item in it; export the project again")
+    task_ids = {task.id for task in snapshot.tasks}
+    unknown_entries = sum(e["item"] not in task_ids or e["kind"] not in LOGGED for e in snapshot.log)
+    if unknown_entries:
+        raise DataError(
+            f"{unknown_entries} entries of the export's log are about no item in it; export the project again"
+        )
     counts = Counter(s.task for s in snapshot.submissions if s.verdict == "judged" and not s.adjudication)
     with store.writing() as tx:
         if tx.c.scalar(select(items.c.id).limit(1)):
@@ -124,8 +126,8 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
             put_batch(tx, batch["name"], priority=batch["priority"], paused=batch["paused"])
         insert_items(tx, snapshot.tasks, snapshot.config)
         for uid, count in counts.items():
-            wider = and_(items.c.uid == uid, items.c.role.is_(None), items.c.overlap < count)
-            tx.c.execute(update(items).where(wider).values(overlap=count))
+            overlap_too_low = and_(items.c.uid == uid, items.c.role.is_(None), items.c.overlap < count)
+            tx.c.execute(update(items).where(overlap_too_low).values(overlap=count))
         person_ids = _load_submissions(tx, snapshot)
         rows = dict(tx.c.execute(select(items.c.uid, items.c.id)).all())
         for entry in snapshot.log:
@@ -134,13 +136,13 @@ def load_snapshot(store: LabelStore, snapshot: Snapshot) -> dict[str, int]:
     return {"tasks": len(snapshot.tasks), "submissions": len(snapshot.submissions)}
 
 
-def _person(tx: Transaction, known: dict[str, int], pseudonym: str) -> int:
+def _person(tx: Transaction, person_ids: dict[str, int], pseudonym: str) -> int:
     """The number of the person with this pseudonym; an unknown one is added as imported."""
-    if pseudonym not in known:
+    if pseudonym not in person_ids:
         values = {"pseudonym": pseudonym, "name": pseudonym, "name_key": f"imported/{pseudonym}", "role": "annotator"}
         added = tx.c.execute(insert(people).values(**values, state="imported", created_at=tx.now))
-        known[pseudonym] = added.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
-    return known[pseudonym]
+        person_ids[pseudonym] = added.inserted_primary_key[0]  # pyright: ignore[reportOptionalSubscript]
+    return person_ids[pseudonym]
 
 
 def _load_submissions(tx: Transaction, snapshot: Snapshot) -> dict[str, int]:

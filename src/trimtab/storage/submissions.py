@@ -42,7 +42,7 @@ class Receipt:
     submission: str
     """Id of the submission."""
     version: int
-    """A later change of this judgement must name it."""
+    """Version of the judgement, which a later change must name."""
     state: str
     """``stored``, or ``late``: stored but not counted, because another annotator has the slot."""
     new: bool = field(default=True, compare=False)
@@ -54,24 +54,24 @@ def submit(tx: Transaction, person: int, form: Form) -> Receipt:
     digest, earlier = repeated(tx, person, form)
     if earlier is not None:
         return earlier
-    who = require_active(tx, person)
+    person_row = require_active(tx, person)
     item, config = tx.item(form.item), tx.config
     task = task_of(item)
     check_form(form, task, config)
-    before = judgement_of(tx, item, person)
-    held = lease_of(tx, item, person)
-    if before is not None and before.adjudication:
+    previous = judgement_of(tx, item, person)
+    lease_row = lease_of(tx, item, person)
+    if previous is not None and previous.adjudication:
         raise ConflictError("you settled this item as an adjudicator; change it from the adjudication page")
-    if before is None and held is None:
+    if previous is None and lease_row is None:
         raise DataError("this item was not given to you")
-    if before is not None and before.seq != form.version:
+    if previous is not None and previous.seq != form.version:
         raise ConflictError(
-            f"you judged this item before (version {before.seq}); open it from your history to change it"
+            f"you judged this item before (version {previous.seq}); open it from your history to change it"
         )
-    if before is None and form.version is not None:
+    if previous is None and form.version is not None:
         raise ConflictError("the judgement you are changing was taken back since; reload the page")
 
-    has_slot = before.verdict == "judged" if before else bool(held and held.live)
+    has_slot = previous.verdict == "judged" if previous else bool(lease_row and lease_row.live)
     is_late = False
     if item.role is None:
         if form.verdict == "judged" and not has_slot:
@@ -80,7 +80,7 @@ def submit(tx: Transaction, person: int, form: Form) -> Receipt:
                 take_slot(tx, item.id)
         elif has_slot and form.verdict != "judged":
             free_slot(tx, item.id, item.batch_id)
-    submission = submission_from(tx, form, item, who, held)
+    submission = submission_from(tx, form, item, person_row, lease_row)
     seq = add_submission(
         tx, "late" if is_late else "judgement", submission, digest, person=person, item=item, key=form.key
     )
@@ -88,8 +88,8 @@ def submit(tx: Transaction, person: int, form: Form) -> Receipt:
         drop_lease(tx, item, person)
         return Receipt(submission=submission.id, version=seq, state="late")
     passed = passes(task, submission)
-    put_judgement(tx, seq, submission, item=item, person=person, replaces=before, passed=passed)
-    if held is not None:
+    put_judgement(tx, seq, submission, item=item, person=person, replaces=previous, passed=passed)
+    if lease_row is not None:
         drop_lease(tx, item, person)
     recount(tx, item)
     if item.role == "attention" and not passed and form.verdict != "flag":
@@ -99,7 +99,7 @@ def submit(tx: Transaction, person: int, form: Form) -> Receipt:
 
 def undo(tx: Transaction, person: int, version: int) -> Assignment:
     """Take back a person's last judgement; see :meth:`~trimtab.storage.labels.LabelStore.undo`."""
-    who = require_active(tx, person)
+    person_row = require_active(tx, person)
     last = tx.c.execute(
         select(judgements)
         .where(judgements.c.person_id == person, judgements.c.adjudication.is_(False))
@@ -118,7 +118,7 @@ def undo(tx: Transaction, person: int, version: int) -> Assignment:
         has_slot = True
     recount(tx, item)
     lease(tx, item.id, person, live=has_slot, draft=json.dumps(body))
-    return assignment(tx, item, who, draft=body)
+    return assignment(tx, item, person_row, draft=body)
 
 
 def reopen(tx: Transaction, person: int, version: int) -> Assignment:
@@ -170,7 +170,13 @@ def drop_lease(tx: Transaction, item: Row[Any], person: int) -> None:
 
 
 def submission_from(
-    tx: Transaction, form: Form, item: Row[Any], who: Row[Any], held: Row[Any] | None, *, adjudication: bool = False
+    tx: Transaction,
+    form: Form,
+    item: Row[Any],
+    person_row: Row[Any],
+    lease_row: Row[Any] | None,
+    *,
+    adjudication: bool = False,
 ) -> Submission:
     """The record of a form.
 
@@ -179,17 +185,17 @@ def submission_from(
     """
     if form.guideline and not is_guideline(tx.c, form.guideline):
         raise DataError(f"guideline {form.guideline!r}: there is no such version; reload the page")
-    elapsed = tx.now - held.created_at if held is not None else None
+    elapsed = tx.now - lease_row.created_at if lease_row is not None else None
     seconds = form.seconds
     if elapsed is not None and elapsed >= 0 and (seconds is None or seconds > elapsed + 5):
         seconds = elapsed  # nobody can have looked at the item before it was assigned
-    cohort = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(who.cohort).items()) if v)
+    cohort = ", ".join(f"{k}={v}" for k, v in sorted(json.loads(person_row.cohort).items()) if v)
     task = task_of(item)
     return Submission(
         id=secrets.token_hex(12),
         task=task.id,
-        annotator=who.pseudonym,
-        shown_order=answer_order(tx.salt, task, who.pseudonym),
+        annotator=person_row.pseudonym,
+        shown_order=answer_order(tx.salt, task, person_row.pseudonym),
         verdict=form.verdict,
         answers=form.answers,
         good=form.good,
@@ -246,12 +252,12 @@ def require_active(tx: Transaction, person: int) -> Row[Any]:
     Raises:
         ConflictError: the person is paused, removed or not qualified.
     """
-    who = tx.person(person)
-    if who.state != "active":
+    person_row = tx.person(person)
+    if person_row.state != "active":
         raise ConflictError("your work is paused; ask an owner of the project to resume it")
-    if who.role == "annotator" and who.qualified is False:
+    if person_row.role == "annotator" and person_row.qualified is False:
         raise ConflictError("you are not qualified for this project; ask an owner if you think this is wrong")
-    return who
+    return person_row
 
 
 def _watch_attention(tx: Transaction, person: int, config: ProjectConfig) -> None:

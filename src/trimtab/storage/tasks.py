@@ -52,8 +52,8 @@ def parse_task(values: Any) -> Task:
         return Task.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "item"
-        raise DataError(f"{where}: {first['msg']}") from None
+        field = ".".join(str(part) for part in first["loc"]) or "item"
+        raise DataError(f"{field}: {first['msg']}") from None
 
 
 def parse_tasks(rows: Iterable[Any]) -> Iterator[Task | str]:

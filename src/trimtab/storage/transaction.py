@@ -28,7 +28,7 @@ class Transaction:
     c: Connection
     """The connection."""
     now: float
-    """Time at which it began, in seconds since 1970."""
+    """Start of the transaction, in seconds since 1970."""
     salt: str
     """The project's secret; it seeds the orders of answers and the choice of check items."""
 

@@ -71,9 +71,9 @@ class Tail:
                 data = file.read()
         except OSError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.split(b"\n"):
+        complete_lines = data[: data.rfind(b"\n") + 1]
+        self._read += len(complete_lines)
+        for line in complete_lines.split(b"\n"):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -38,17 +38,17 @@ def signin_page(request: Request) -> Response:
 
 
 @router.post("/signin")
-def signin(request: Request, given: Fields) -> Response:
+def signin(request: Request, form: Fields) -> Response:
     """Check name and password; the cookie of a new session replaces any earlier one."""
-    names, key = request.app.state.names, name_key(given.get("name", "")[:1000])
+    names, key = request.app.state.names, name_key(form.get("name", "")[:1000])
     if not names.allow(key, *NAME_TRIES):
         problem = translate(language_of(request, None), "signin.too_many")
-        return page(request, "signin.html", None, status=429, problem=problem, name=given.get("name", ""))
+        return page(request, "signin.html", None, status=429, problem=problem, name=form.get("name", ""))
     try:
-        token = request.app.state.people.sign_in(given.get("name", ""), given.get("password", ""))
+        token = request.app.state.people.sign_in(form.get("name", ""), form.get("password", ""))
     except DataError as error:
         problem = translate_error(language_of(request, None), str(error))
-        return page(request, "signin.html", None, status=403, problem=problem, name=given.get("name", ""))
+        return page(request, "signin.html", None, status=403, problem=problem, name=form.get("name", ""))
     names.forgive(key)
     return start_session(request, token, "/")
 
@@ -80,20 +80,20 @@ def _join(request: Request, invitation: Invitation, *, problem: str = "", name: 
 
 
 @router.post("/join/{token}")
-def join(request: Request, token: str, given: Fields) -> Response:
+def join(request: Request, token: str, form: Fields) -> Response:
     """Use an invitation link."""
     people = request.app.state.people
     invitation = people.invitation(token)
     try:
         session = people.accept(
             token,
-            name=given.get("name", ""),
-            password=given.get("password", ""),
+            name=form.get("name", ""),
+            password=form.get("password", ""),
             language=language_of(request, None),
         )
     except (DataError, ConflictError) as error:
         problem = translate_error(language_of(request, None), str(error))
-        return _join(request, invitation, problem=problem, name=given.get("name", ""))
+        return _join(request, invitation, problem=problem, name=form.get("name", ""))
     return start_session(request, session, "/")
 
 
@@ -110,25 +110,25 @@ def _profile(request: Request, person: Person, *, problem: str = "", status: int
 
 
 @router.post("/profile")
-def profile(request: Request, person: Anybody, given: Fields) -> Response:
+def profile(request: Request, person: Anybody, form: Fields) -> Response:
     """Change one's own settings."""
-    language = given.get("language")
+    language = form.get("language")
     if language not in catalogues():
         raise DataError(f"language: one of {', '.join(catalogues())}")
-    groups = {name: given.get(f"cohort.{name}", "") for name in COHORTS}
+    groups = {name: form.get(f"cohort.{name}", "") for name in COHORTS}
     request.app.state.people.profile(person.id, language=language, cohort=groups)
     return RedirectResponse("/profile", status_code=303)
 
 
 @router.post("/profile/password")
-def change_password(request: Request, person: Anybody, given: Fields) -> Response:
+def change_password(request: Request, person: Anybody, form: Fields) -> Response:
     """Change one's own password; every other session of this person ends."""
     names, key, language = request.app.state.names, name_key(person.name), language_of(request, person)
     if not names.allow(key, *NAME_TRIES):
         return _profile(request, person, problem=translate(language, "signin.too_many"), status=429)
     try:
         token = request.app.state.people.change_password(
-            person.id, old=given.get("old", ""), new=given.get("password", "")
+            person.id, old=form.get("old", ""), new=form.get("password", "")
         )
     except DataError as error:
         return _profile(request, person, problem=translate_error(language, str(error)), status=422)

@@ -64,13 +64,13 @@ def settle(request: Request, person: Adjudicator, form: Form) -> JSONResponse:
     receipt = store.adjudicate(person.id, form)
     waiting = [*store.disputed(), *store.flagged()]
     free = (task.id for task, submissions in waiting if all(s.annotator != person.pseudonym for s in submissions))
-    following = next((uid for uid in free if uid != form.item), None)
-    to = "/adjudicate" if following is None else f"/adjudicate/item?id={quote(following, safe='')}"
-    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": to})
+    next_item = next((uid for uid in free if uid != form.item), None)
+    next_page = "/adjudicate" if next_item is None else f"/adjudicate/item?id={quote(next_item, safe='')}"
+    return JSONResponse({"state": "settled", "stored": receipt.state, "version": receipt.version, "to": next_page})
 
 
 @router.post("/adjudicate/retire")
-def retire(request: Request, person: Adjudicator, given: Fields) -> Response:
+def retire(request: Request, person: Adjudicator, form: Fields) -> Response:
     """Retire a broken item."""
-    request.app.state.store.retire(given.get("item", ""), person=person.id, reason=given.get("reason", "")[:200])
+    request.app.state.store.retire(form.get("item", ""), person=person.id, reason=form.get("reason", "")[:200])
     return RedirectResponse("/adjudicate", status_code=303)

@@ -116,12 +116,12 @@ async def add_items(request: Request) -> Added:
 
 def _add(store: LabelStore, raw: bytes) -> Added:
     try:
-        new = NewItems.model_validate(json.loads(raw))
+        body = NewItems.model_validate(json.loads(raw))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON.") from None
-    added, refused = store.add(parse_tasks(new.items))
+    added, refused = store.add(parse_tasks(body.items))
     return Added(added=added, refused=[RefusedItem(index=r.index, reason=r.reason) for r in refused])
 
 
@@ -146,7 +146,8 @@ def judgements(request: Request, after: Number = 0, limit: Limit = 100) -> Submi
 def agreement(request: Request) -> dict[str, Any]:
     """Agreement and biases over the newest judgements, each with its interval or the reason why it is missing."""
     estimates, note, unused = agreement_of(request.app.state.store, request.app.state.cache)
-    plain = {
-        kind: {name: e.model_dump(exclude={"name"}) for name, e in them.items()} for kind, them in estimates.items()
+    plain_estimates = {
+        kind: {name: e.model_dump(exclude={"name"}) for name, e in by_name.items()}
+        for kind, by_name in estimates.items()
     }
-    return {"note": note, "estimates": plain.pop("compare"), "left_out": unused, **plain}
+    return {"note": note, "estimates": plain_estimates.pop("compare"), "left_out": unused, **plain_estimates}

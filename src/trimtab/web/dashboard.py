@@ -28,9 +28,9 @@ from trimtab.storage.schema import items, judgements
 
 NEWEST = 2000
 """Number of judgements that the live statistics use; `trimtab agreement` uses all."""
-_Made = TypeVar("_Made")
+_Cached = TypeVar("_Cached")
 _JUDGED = and_(judgements.c.verdict == "judged", judgements.c.adjudication.is_(False))
-_REST = 20
+_CACHE_FACTOR = 20
 """Statistics are cached for this many times their computing time, so that large projects do not recompute
 constantly."""
 
@@ -147,12 +147,12 @@ def agreement_of(
     def make() -> tuple[dict[str, dict[str, Estimate]], str, dict[str, int]]:
         sample = _sample(store, cache)
         criterion = store.config().criteria[0].name
-        items_, judged, others = _records(sample.tasks, sample.by_annotators, criterion)
+        items_, judged, other_criteria = _records(sample.tasks, sample.by_annotators, criterion)
         reports = {"compare": agreement_report(items_, judged, criterion=criterion)}
         for kind in ("thumbs", "steps"):
             if units := nominal_units(kind, sample.tasks, sample.by_annotators):
                 reports[kind] = nominal_report(units)
-        unused = sample.left_out + others + Counter(left_out(items_, judged, criterion=criterion))
+        unused = sample.left_out + other_criteria + Counter(left_out(items_, judged, criterion=criterion))
         for s in sample.by_annotators:
             if sample.tasks[s.task].kind != "compare" and s.verdict != "judged":
                 unused[f"not ranked: {s.verdict}"] += 1
@@ -166,21 +166,21 @@ def agreement_of(
 
 def _wins(sample: "_Sample", criterion: str) -> ModelWins:
     """Win rates over the sample; used and left-out judgements together are the whole sample."""
-    items_, judged, others = _records(sample.tasks, sample.submissions, criterion)
+    items_, judged, other_criteria = _records(sample.tasks, sample.submissions, criterion)
     wins = model_wins(items_, judged, criterion=criterion)
     kinds = Counter(sample.tasks[s.task].kind for s in sample.submissions if sample.tasks[s.task].kind != "compare")
-    unused = sample.left_out + others + Counter({f"other kind of task: {kind}": n for kind, n in kinds.items()})
+    unused = sample.left_out + other_criteria + Counter({f"other kind of task: {kind}": n for kind, n in kinds.items()})
     return replace(wins, left_out=dict((unused + Counter(wins.left_out)).most_common()))
 
 
-def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Made]) -> _Made:
-    until, made = cache.get(name, (0.0, None))
+def _cached(cache: dict[str, Any], name: str, make: Callable[[], _Cached]) -> _Cached:
+    expires, value = cache.get(name, (0.0, None))
     started = time.monotonic()
-    if started >= until:
-        made = make()
+    if started >= expires:
+        value = make()
         now = time.monotonic()
-        cache[name] = (now + _REST * (now - started), made)
-    return made
+        cache[name] = (now + _CACHE_FACTOR * (now - started), value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def _newest(store: LabelStore) -> _Sample:
     submissions = [s for _, s in store.submissions(limit=NEWEST, newest=True)]
     uids = sorted({s.task for s in submissions})
     tasks: dict[str, Task] = {}
-    why: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     with store.database.read() as c:
         for start in range(0, len(uids), 400):
             query = select(items.c.uid, items.c.body, items.c.role, items.c.retired)
@@ -221,11 +221,11 @@ def _newest(store: LabelStore) -> _Sample:
                 if row.role is None and not row.retired:
                     tasks[row.uid] = Task.model_validate_json(row.body)
                 else:
-                    why[row.uid] = "item retired" if row.role is None else "check item"
+                    reasons[row.uid] = "item retired" if row.role is None else "check item"
     return _Sample(
         tasks=tasks,
         submissions=[s for s in submissions if s.task in tasks],
-        left_out=Counter(why[s.task] for s in submissions if s.task in why),
+        left_out=Counter(reasons[s.task] for s in submissions if s.task in reasons),
     )
 
 
@@ -235,13 +235,13 @@ def _records(
     """Comparisons, at most one judgement of each submission, and the submissions without one by reason."""
     comparisons = [c for t in tasks.values() if (c := t.comparison) is not None]
     judged: list[Judgement] = []
-    others: Counter[str] = Counter()
+    other_criteria: Counter[str] = Counter()
     for s in submissions:
-        made = judgements_of(tasks[s.task], s)
-        chosen = [j for j in made if j.criterion == criterion or j.ranks is None]
+        all_judgements = judgements_of(tasks[s.task], s)
+        chosen = [j for j in all_judgements if j.criterion == criterion or j.ranks is None]
         judged += chosen
-        others[f"criterion is not {criterion!r}"] += bool(made) and not chosen
-    return comparisons, judged, others
+        other_criteria[f"criterion is not {criterion!r}"] += bool(all_judgements) and not chosen
+    return comparisons, judged, other_criteria
 
 
 def _by_person(store: LabelStore) -> tuple[dict[int, int], dict[int, tuple[int, int]]]:
@@ -262,11 +262,11 @@ def _per_day(store: LabelStore) -> list[tuple[str, int]]:
     today = int(store.clock() // day)
     first = today - 13
     with store.database.read() as c:
-        whole = cast(judgements.c.at, Integer)  # SQLite truncates, PostgreSQL rounds: half a second at midnight
-        number = (whole - whole % day) / day
-        wanted = and_(_JUDGED, items.c.role.is_(None), judgements.c.at >= first * day)
+        second = cast(judgements.c.at, Integer)  # SQLite truncates, PostgreSQL rounds: half a second at midnight
+        number = (second - second % day) / day
+        in_range = and_(_JUDGED, items.c.role.is_(None), judgements.c.at >= first * day)
         query = select(number, func.count()).join(items, items.c.id == judgements.c.item_id)
-        query = query.where(wanted).group_by(number)
+        query = query.where(in_range).group_by(number)
         counts = Counter({int(n): count for n, count in c.execute(query)})
     return [(time.strftime("%m-%d", time.gmtime(n * day)), counts[n]) for n in range(first, today + 1)]
 
@@ -291,8 +291,8 @@ def _cohorts(
     return cohorts, len(groups) - len(cohorts)
 
 
-def _share(right: int, of: int) -> Estimate:
-    if not of:
+def _share(right: int, total: int) -> Estimate:
+    if not total:
         return Estimate(reason="no check item was answered")
-    low, high = wilson_interval(right, of)
-    return Estimate(value=right / of, low=low, high=high, n=of)
+    low, high = wilson_interval(right, total)
+    return Estimate(value=right / total, low=low, high=high, n=total)

@@ -83,9 +83,9 @@ def export_folder(store: LabelStore, format: str, folder: Path) -> dict[str, Any
         raise DataError(f"{folder}: exists and is not empty; name a new folder")
     files = _files(store, format)
 
-    def fill(aside: Path) -> None:
+    def fill(target: Path) -> None:
         for name, data in files.items():
-            (aside / name).write_bytes(data)
+            (target / name).write_bytes(data)
 
     write_folder(folder, fill)
     record_export(store, str(folder), format)
@@ -136,10 +136,10 @@ def import_folder(store: LabelStore, folder: Path) -> dict[str, int]:
         ) from None
     except (KeyError, TypeError, AttributeError, ValidationError, ValueError) as error:
         raise DataError(f"{folder}: not an export of ours ({type(error).__name__}: {str(error)[:200]})") from None
-    known = {task.id for task in snapshot.tasks}
-    strangers = sum(s.task not in known for s in snapshot.submissions)
-    if strangers:
-        raise DataError(f"{folder}: {strangers} submissions are about tasks that are not in it")
+    task_ids = {task.id for task in snapshot.tasks}
+    unknown_tasks = sum(s.task not in task_ids for s in snapshot.submissions)
+    if unknown_tasks:
+        raise DataError(f"{folder}: {unknown_tasks} submissions are about tasks that are not in it")
     return load_snapshot(store, snapshot)
 
 
@@ -152,7 +152,7 @@ def render(snapshot: Snapshot, format: str) -> dict[str, bytes]:
     submissions, hidden = without_small_groups(snapshot.submissions, snapshot.config.min_cell)
     tasks = snapshot.tasks if format == "trimtab" else tuple(_with_comments(snapshot))
     snapshot = replace(snapshot, submissions=submissions, tasks=tasks)
-    dropped = Counter({_EARLIER[name]: count for name, count in snapshot.excluded.items() if count})
+    dropped = Counter({_EXCLUSION_REASONS[name]: count for name, count in snapshot.excluded.items() if count})
     written = _WRITERS[format](snapshot, dropped)
     files, rows = written.files, written.rows
     total = len(snapshot.submissions) + sum(snapshot.excluded.values())
@@ -190,7 +190,7 @@ def _with_comments(snapshot: Snapshot) -> Iterable[Task]:
         yield task
 
 
-_EARLIER = {
+_EXCLUSION_REASONS = {
     "late": "came after the slot had been given to another annotator",
     "undone": "taken back by the annotator",
     "changed": "changed by the annotator later",
@@ -238,11 +238,11 @@ def _preferences(snapshot: Snapshot, dropped: Counter[str]) -> tuple[list[Prefer
     """Preferences by the project's first criterion, and counts for the manifest."""
     criterion = snapshot.config.criteria[0].name
     judgements: list[Judgement] = []
-    others: Counter[str] = Counter()
+    other_criteria: Counter[str] = Counter()
     for task, submission in _usable(snapshot, dropped, "compare"):
-        made = judgements_of(task, submission)
-        chosen = next((j for j in made if j.criterion == criterion or j.ranks is None), None)
-        others.update(j.criterion for j in made if j is not chosen)
+        all_judgements = judgements_of(task, submission)
+        chosen = next((j for j in all_judgements if j.criterion == criterion or j.ranks is None), None)
+        other_criteria.update(j.criterion for j in all_judgements if j is not chosen)
         if chosen is None:
             dropped[f"no answer about criterion {criterion!r}"] += 1
         else:
@@ -250,7 +250,7 @@ def _preferences(snapshot: Snapshot, dropped: Counter[str]) -> tuple[list[Prefer
     items = comparisons_and_judgements(snapshot)[0]
     result = aggregate(items, judgements, config=AggregateConfig(criterion=criterion))
     dropped.update({reason.removeprefix("item dropped: "): n for reason, n in result.dropped_judgements.items()})
-    return list(result.preferences), {"other_criteria": dict(others), "dropped_items": result.dropped}
+    return list(result.preferences), {"other_criteria": dict(other_criteria), "dropped_items": result.dropped}
 
 
 def _trl(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
@@ -364,8 +364,8 @@ def _csv(snapshot: Snapshot, dropped: Counter[str]) -> _Written:
         if s.answers:
             rows = []
             for a in s.answers:
-                one = s.model_copy(update={"answers": (a,)})
-                row = {"criterion": a.criterion, "ranks": overall_ranks(task, one), "strength": a.strength}
+                single = s.model_copy(update={"answers": (a,)})
+                row = {"criterion": a.criterion, "ranks": overall_ranks(task, single), "strength": a.strength}
                 row |= {"first": s.shown_order[0], "second": s.shown_order[1]}
                 rows.append(row | ({"scores": _canonical(s.shown_order, a.scores)} if a.scores else {}))
         for row in rows:
@@ -422,11 +422,11 @@ def _judged(snapshot: Snapshot, dropped: Counter[str], kind: TaskKind) -> list[t
 
 
 def _jsonl(files: Mapping[str, Iterable[Any]], *, used: int, **counts: Any) -> _Written:
-    made, rows = {}, {}
+    contents, rows = {}, {}
     for name, values in files.items():
         lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
-        made[name], rows[name] = "".join(lines).encode(), len(lines)
-    return _Written(files=made, rows=rows, used=used, counts=counts)
+        contents[name], rows[name] = "".join(lines).encode(), len(lines)
+    return _Written(files=contents, rows=rows, used=used, counts=counts)
 
 
 def _lines(data: bytes) -> list[str]:

@@ -13,7 +13,7 @@ from trimtab.records.annotation import Task
 from trimtab.records.readers import Row, read_rows
 from trimtab.storage.tasks import parse_task, parse_tasks
 
-_PEEK = 100
+_FIRST_ROWS = 100
 MOST_BYTES = 200_000_000
 """Maximum size of an uploaded file when unpacked, in bytes."""
 
@@ -29,12 +29,12 @@ def read_items(source: str) -> Iterator[Task | str]:
         DataError: the file cannot be read.
     """
     rows = read_rows(Path(source))
-    head = list(itertools.islice(rows, _PEEK))
+    head = list(itertools.islice(rows, _FIRST_ROWS))
     first = next((row.columns for row in head if isinstance(row, Row)), None)
     if not head:
         raise DataError(f"{source}: holds no rows; give a file with items in it")
-    if first is not None and not _is_ours(first):
-        yield from _other(source)
+    if first is not None and not _is_task(first):
+        yield from _tasks_of_records(source)
         return
     for row in itertools.chain(head, rows):
         if isinstance(row, Row):
@@ -43,7 +43,7 @@ def read_items(source: str) -> Iterator[Task | str]:
             yield f"line {row.line}: {row.reason}"
 
 
-def _is_ours(row: dict[str, Any]) -> bool:
+def _is_task(row: dict[str, Any]) -> bool:
     return (
         "prompt" in row
         and bool({"answers", "completions", "steps"} & row.keys())
@@ -89,7 +89,7 @@ def task_of_line(line: str) -> Task | str:
         return str(error)
 
 
-def _other(source: str) -> Iterator[Task | str]:
+def _tasks_of_records(source: str) -> Iterator[Task | str]:
     problem = ""
     for kind in (Comparison, Preference, Rating):
         try:

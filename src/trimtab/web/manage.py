@@ -60,9 +60,9 @@ def _items(
     store = request.app.state.store
     if "\x00" in q + batch:
         raise DataError("the search holds a NUL character; remove it")
-    wanted = next((s for s in STATES if s == state), None)
-    listed, more = store.find(text=q[:1000], batch=batch, state=wanted, after=after)
-    search = {"q": q[:1000], "batch": batch, "state": wanted or ""}
+    chosen = next((s for s in STATES if s == state), None)
+    listed, more = store.find(text=q[:1000], batch=batch, state=chosen, after=after)
+    search = {"q": q[:1000], "batch": batch, "state": chosen or ""}
     return page(
         request,
         "items.html",
@@ -101,20 +101,20 @@ def _add(request: Request, person: Person, raw: bytes, batch: str) -> tuple[int,
 
 
 @router.post("/batches")
-def change_batch(request: Request, person: Owner, given: Fields) -> Response:
+def change_batch(request: Request, person: Owner, form: Fields) -> Response:
     """Set priority and pause of a batch."""
-    priority = given.get("priority", "0")
+    priority = form.get("priority", "0")
     if not priority.removeprefix("-").isdecimal() or len(priority) > 6:
         raise DataError(f"priority: a whole number, got {priority!r}")
     request.app.state.store.set_batch(
-        given.get("name", ""), priority=int(priority), paused="paused" in given, person=person.id
+        form.get("name", ""), priority=int(priority), paused="paused" in form, person=person.id
     )
     return RedirectResponse("/manage/items", status_code=303)
 
 
 @router.get("/people")
 def people_page(request: Request, person: Owner) -> Response:
-    """Everybody, and the invitations."""
+    """The page of all people and invitations."""
     return _people(request, person, link=None)
 
 
@@ -132,12 +132,12 @@ def _people(request: Request, person: Person, *, link: str | None) -> Response:
 
 
 @router.post("/invitations")
-def invite(request: Request, person: Owner, given: Fields) -> Response:
+def invite(request: Request, person: Owner, form: Fields) -> Response:
     """Create an invitation link; it is shown only once."""
-    role = next((r for r in ROLES if r == given.get("role")), None)
+    role = next((r for r in ROLES if r == form.get("role")), None)
     if role is None:
         raise DataError(f"role: one of {', '.join(ROLES)}")
-    token = request.app.state.people.invite(role, by=person.id, note=given.get("note", "")[:100])
+    token = request.app.state.people.invite(role, by=person.id, note=form.get("note", "")[:100])
     return _people(request, person, link=link_to(request, f"/join/{token}"))
 
 
@@ -149,9 +149,9 @@ def withdraw(request: Request, person: Owner, number: Number) -> Response:
 
 
 @router.post("/people/{number}")
-def change_person(request: Request, person: Owner, number: Number, given: Fields) -> Response:
+def change_person(request: Request, person: Owner, number: Number, form: Fields) -> Response:
     """Change a person's role, pause or qualification, or create a link for a new password."""
-    people, action = request.app.state.people, given.get("action", "")
+    people, action = request.app.state.people, form.get("action", "")
     if action == "reset":
         people.change(number, by=person.id)  # refuses unknown people
         token = people.invite("annotator", by=person.id, person=number)
@@ -176,19 +176,19 @@ def settings_page(request: Request, person: Owner) -> Response:
 
 
 @router.post("/settings")
-def change_settings(request: Request, person: Owner, given: Fields) -> Response:
+def change_settings(request: Request, person: Owner, form: Fields) -> Response:
     """Change the project's settings; if there is a mistake, it is shown and nothing is stored."""
     store = request.app.state.store
     values = json.loads(store.config().model_dump_json())
     fields = ProjectConfig.model_fields
-    for name, value in given.items():
+    for name, value in form.items():
         if name in fields and fields[name].annotation is not bool and name not in ("criteria", "flag_reasons"):
             values[name] = value
     for name in ("ties", "rewrite", "paused"):
-        values[name] = name in given
-    values["flag_reasons"] = [r.strip() for r in given.get("flag_reasons", "").splitlines() if r.strip()]
+        values[name] = name in form
+    values["flag_reasons"] = [r.strip() for r in form.get("flag_reasons", "").splitlines() if r.strip()]
     try:
-        values["criteria"] = [_criterion(line) for line in given.get("criteria", "").splitlines() if line.strip()]
+        values["criteria"] = [_criterion(line) for line in form.get("criteria", "").splitlines() if line.strip()]
         config = parse_config(ProjectConfig, values, where="settings")
     except ConfigError as error:
         return page(request, "settings.html", person, status=422, config=store.config(), problem=str(error))
@@ -211,9 +211,9 @@ def guidelines_page(request: Request, person: Owner) -> Response:
 
 
 @router.post("/guidelines")
-def change_guidelines(request: Request, person: Owner, given: Fields) -> Response:
+def change_guidelines(request: Request, person: Owner, form: Fields) -> Response:
     """Add a version of the guidelines."""
-    text = given.get("text", "").replace("\r\n", "\n")
+    text = form.get("text", "").replace("\r\n", "\n")
     if len(text) > 200_000:
         raise DataError(f"guidelines of {len(text)} characters; 200000 fit")
     request.app.state.store.set_guideline(text, person=person.id)
@@ -227,13 +227,13 @@ def tokens_page(request: Request, person: Owner) -> Response:
 
 
 @router.post("/tokens")
-def new_token(request: Request, person: Owner, given: Fields) -> Response:
+def new_token(request: Request, person: Owner, form: Fields) -> Response:
     """Create a token; it is shown only once."""
-    scope = given.get("scope", "")
+    scope = form.get("scope", "")
     if scope not in ("read", "write"):
         raise DataError("scope: read or write")
     people = request.app.state.people
-    fresh = people.new_token(given.get("name", ""), scope, by=person.id)
+    fresh = people.new_token(form.get("name", ""), scope, by=person.id)
     return page(request, "tokens.html", person, tokens=people.tokens(), fresh=fresh)
 
 

@@ -24,18 +24,18 @@ def signed_in(role: RoleName = "annotator") -> Callable[[Request], Awaitable[Per
 
     async def person(request: Request) -> Person:
         token = request.cookies.get(request.app.state.cookie)
-        who = await run_in_threadpool(request.app.state.people.session, token) if token else None
-        if who is None:
+        user = await run_in_threadpool(request.app.state.people.session, token) if token else None
+        if user is None:
             raise SignInNeeded
-        if not who.may(role):
+        if not user.may(role):
             raise HTTPException(403, "Your role does not allow this.")
         if request.method not in ("GET", "HEAD"):
             sent = request.headers.get("x-csrf-token")
             if sent is None and _is_form(request):
                 sent = str((await request.form()).get("csrf", ""))
-            if sent != who.csrf:
+            if sent != user.csrf:
                 raise HTTPException(403, "The page is too old, or this request came from elsewhere; reload the page.")
-        return who
+        return user
 
     return person
 
@@ -44,10 +44,10 @@ async def fields(request: Request) -> dict[str, str]:
     """A dependency: the text fields of an HTML form."""
     if not _is_form(request):
         raise HTTPException(415, "Send a form.")
-    given = {k: v for k, v in (await request.form()).items() if isinstance(v, str)}
-    if any("\x00" in value for value in given.values()):
+    form = {k: v for k, v in (await request.form()).items() if isinstance(v, str)}
+    if any("\x00" in value for value in form.values()):
         raise DataError("the form holds a NUL character; remove it")
-    return given
+    return form
 
 
 Fields = Annotated[dict[str, str], Depends(fields)]
@@ -103,9 +103,9 @@ def link_to(request: Request, path: str) -> str:
     return (request.app.state.public_url or f"{request.url.scheme}://{request.headers['host']}") + path
 
 
-def start_session(request: Request, token: str, to: str) -> Response:
+def start_session(request: Request, token: str, location: str) -> Response:
     """Set the cookie of a new session and redirect."""
-    answer = RedirectResponse(to, status_code=303)
+    answer = RedirectResponse(location, status_code=303)
     answer.set_cookie(
         request.app.state.cookie,
         token,

@@ -71,15 +71,15 @@ class Guard:
             return
         scope = _without(scope, self.base)
         headers = Headers(scope=scope)
-        who, *limit = self._limit(scope)
+        key, *limit = self._limit(scope)
         problem = self._problem(scope, headers)
-        if problem is None and limit and not self.tries.allow(who, *limit):
-            who, problem = "", (429, "Too many tries; wait a few minutes.")
+        if problem is None and limit and not self.tries.allow(key, *limit):
+            key, problem = "", (429, "Too many tries; wait a few minutes.")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] < 400:
-                    self.tries.forgive(who)
+                    self.tries.forgive(key)
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer[name] = value
@@ -94,13 +94,13 @@ class Guard:
             await PlainTextResponse(text + "\n", status_code=status)(scope, receive, send_with_headers)
             return
         limit = LARGE if scope["path"].startswith(_LARGE_PATHS) else SMALL
-        taken = 0
+        received = 0
 
         async def receive_limited() -> Message:
-            nonlocal taken
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:  # no Content-Length: stop reading, as if the sender had disconnected
+            received += len(message.get("body", b""))
+            if received > limit:  # no Content-Length: stop reading, as if the sender had disconnected
                 return {"type": "http.disconnect"}
             return message
 
@@ -142,12 +142,12 @@ class Tries:
         self._seen: OrderedDict[str, deque[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allow(self, who: str, count: int, seconds: float) -> bool:
+    def allow(self, key: str, count: int, seconds: float) -> bool:
         """Count one try; False if there were too many."""
         now = self._clock()
         with self._lock:
-            times = self._seen.setdefault(who, deque())
-            self._seen.move_to_end(who)
+            times = self._seen.setdefault(key, deque())
+            self._seen.move_to_end(key)
             if len(self._seen) > 10_000:
                 self._seen.popitem(last=False)
             while times and times[0] <= now - seconds:
@@ -157,11 +157,11 @@ class Tries:
             times.append(now)
             return True
 
-    def forgive(self, who: str) -> None:
+    def forgive(self, key: str) -> None:
         """Do not count the latest try, because it was right."""
         with self._lock:
-            if self._seen.get(who):
-                self._seen[who].pop()
+            if self._seen.get(key):
+                self._seen[key].pop()
 
 
 def base_path(url: str | None) -> str:

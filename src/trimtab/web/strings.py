@@ -13,12 +13,12 @@ def catalogues() -> dict[str, dict[str, str]]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
 
 
-def choose(wanted: str | None, accept: str = "") -> str:
+def choose(chosen: str | None, accept: str = "") -> str:
     """The language to use: the one chosen, or the first of the browser's (Accept-Language) that has a catalogue."""
-    known = catalogues()
-    for part in [wanted or "", *accept.split(",")]:
+    available = catalogues()
+    for part in [chosen or "", *accept.split(",")]:
         language = part.split(";")[0].strip().lower().split("-")[0]
-        if language in known:
+        if language in available:
             return language
     return "en"
 
@@ -36,8 +36,8 @@ def translate_error(language: str, text: str) -> str:
 
 def translate(language: str, key: str, **values: object) -> str:
     """A phrase in a language, with values filled in."""
-    known = catalogues()
-    phrase = known.get(language, {}).get(key) or known["en"].get(key)
+    available = catalogues()
+    phrase = available.get(language, {}).get(key) or available["en"].get(key)
     if phrase is None:
         raise KeyError(f"no phrase {key!r} in strings/en.json")
     return phrase.format(**values) if values else phrase

@@ -221,8 +221,8 @@ def _image(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
 
 def _url(token: Any, name: str) -> str:
     title = token.attrGet("title")
-    where = f"{token.attrGet(name) or ''}{f' {chr(34)}{title}{chr(34)}' if title else ''}"
-    return f'<span class="url" dir="ltr">({escape(where)})</span>'
+    target = f"{token.attrGet(name) or ''}{f' {chr(34)}{title}{chr(34)}' if title else ''}"
+    return f'<span class="url" dir="ltr">({escape(target)})</span>'
 
 
 def _code(self: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
@@ -247,9 +247,9 @@ def _rendered(text: str) -> Markup | None:
     source = visible(text)
     if any(part.count("[") > MOST_BRACKETS for part in source.split("\n\n")):
         return None
-    shown = _PARSER.render(source)
-    words = html.unescape(re.sub(r"<[^>]*>", "", _NUMBERED.sub(r"\1", shown)))
-    return Markup(shown) if _letters(words) == _letters(source) else None
+    rendered = _PARSER.render(source)
+    words = html.unescape(re.sub(r"<[^>]*>", "", _NUMBERED.sub(r"\1", rendered)))
+    return Markup(rendered) if _letters(words) == _letters(source) else None
 
 
 def _letters(text: str) -> str:
@@ -258,8 +258,8 @@ def _letters(text: str) -> str:
 
 def render(text: str) -> Markup:
     """A text as safe HTML; see the module for what is rendered."""
-    shown = _rendered(text)
-    return plain(text) if shown is None else shown
+    rendered = _rendered(text)
+    return plain(text) if rendered is None else rendered
 
 
 def plain(text: str) -> Markup:
@@ -269,5 +269,5 @@ def plain(text: str) -> Markup:
 
 def render_all(texts: Sequence[str]) -> list[Markup]:
     """Texts that are read side by side: all rendered, or all plain if one is too long or must be plain."""
-    alike = all(len(text) <= LONGEST for text in texts) and all(_rendered(text) is not None for text in texts)
-    return [render(text) if alike else plain(text) for text in texts]
+    all_rendered = all(len(text) <= LONGEST for text in texts) and all(_rendered(text) is not None for text in texts)
+    return [render(text) if all_rendered else plain(text) for text in texts]

@@ -167,20 +167,20 @@ def _step(request: Request, run: int = 0, stage: str = ALIGN, step: int = Query(
         try:
             rollouts, weights = watched.answers(step), watched.reward_weights()
             prompts = {r.prompt.id: r.prompt.text for r in rollouts}
-            places = {prompt: place for place, prompt in enumerate(prompts)}
+            numbers = {prompt: number for number, prompt in enumerate(prompts)}
             answer["prompts"] = [visible(text) for text in prompts.values()]
-            answer["answers"] = [_answer(i, r, weights, places) for i, r in enumerate(rollouts)]
+            answer["answers"] = [_answer(i, r, weights, numbers) for i, r in enumerate(rollouts)]
         except DataError as error:
             answer["missing"] = visible(str(error))
     return JSONResponse(answer)
 
 
-def _answer(index: int, rollout: Rollout, weights: dict[str, float], places: dict[str, int]) -> dict[str, Any]:
+def _answer(index: int, rollout: Rollout, weights: dict[str, float], numbers: dict[str, int]) -> dict[str, Any]:
     kl = token_kl(rollout)
     return {
         "index": index,
         "id": rollout.id,
-        "prompt": places[rollout.prompt.id],
+        "prompt": numbers[rollout.prompt.id],
         "text": visible(rollout.text),
         "reward": round(total_reward(rollout, weights), 5),
         "rewards": {visible(name): round(value, 5) for name, value in rollout.rewards.items()},

@@ -75,8 +75,8 @@ def ordering(ranks: Sequence[int], order: Sequence[int]) -> str:
     """Ranks of the answers in canonical order as ``B > A = C``."""
     named = sorted((ranks[answer], LETTERS[p]) for p, answer in enumerate(order))
     text = named[0][1]
-    for (before, _), (rank, letter) in pairwise(named):
-        text += f" {'=' if rank == before else '>'} {letter}"
+    for (previous, _), (rank, letter) in pairwise(named):
+        text += f" {'=' if rank == previous else '>'} {letter}"
     return text
 
 
@@ -102,4 +102,4 @@ def _level(strength: float | None) -> str:
     if strength is None:
         return "pair.better"
     levels = ((0.26, "pair.barely"), (0.51, "pair.slightly"), (0.99, "pair.better"))
-    return next((key for most, key in levels if strength < most), "pair.much")
+    return next((key for limit, key in levels if strength < limit), "pair.much")

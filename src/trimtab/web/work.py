@@ -27,10 +27,10 @@ from trimtab.web.words import LETTERS, expected, in_words
 
 router = APIRouter()
 Anybody = Annotated[Person, Depends(signed_in())]
-_GIVEN = {"verdict", "answers", "good", "first_wrong"}
-_ALONE = {"criterion": "", "position": None, "group": ""}
+_ANSWER_FIELDS = {"verdict", "answers", "good", "first_wrong"}
+_ONLY_ROW = {"criterion": "", "position": None, "group": ""}
 """Fields of a row that is the only one of its form."""
-_REST = 60.0
+_CACHE_SECONDS = 60.0
 """Seconds for which the count of remaining items is cached, because counting many items takes a while."""
 
 
@@ -72,17 +72,17 @@ class Rules(BaseModel):
     """The guidelines as shown next to the task."""
 
     name: str | None
-    """Version; None: there are none."""
+    """Version of the guidelines; None: the project has no guidelines."""
     html: str
-    """Rendered."""
+    """The guidelines as HTML."""
 
 
 @router.get("/work", include_in_schema=False)
 def work_page(request: Request, person: Anybody, change: Number | None = None) -> Response:
     """The task page; ``change`` opens one's earlier judgement. Before the first item, the instructions are shown."""
     store = request.app.state.store
-    own, guideline = own_work(store.database, person.id), store.guideline()
-    if person.role == "annotator" and change is None and not own.judged:
+    progress, guideline = own_work(store.database, person.id), store.guideline()
+    if person.role == "annotator" and change is None and not progress.judged:
         training = training_left(store.database, person.id)
         if (guideline or training) and not has_read_instructions(store.database, person.id):
             return page(request, "start.html", person, guideline=guideline, training=training)
@@ -92,10 +92,10 @@ def work_page(request: Request, person: Anybody, change: Number | None = None) -
         "work.html",
         person,
         task=task_html(request, person, assignment),
-        last="" if own.last is None else own.last,
-        as_of=own.as_of,
-        judged=own.judged,
-        total=_total(request, person, own.judged),
+        last="" if progress.last is None else progress.last,
+        as_of=progress.as_of,
+        judged=progress.judged,
+        total=_total(request, person, progress.judged),
         guideline=guideline,
     )
 
@@ -113,8 +113,8 @@ def begin(request: Request, person: Anybody) -> Response:
 def next_task(request: Request, person: Anybody, item: str | None = None) -> Next:
     """The current task of the signed-in person, or their stored judgement of ``item`` if there is one."""
     store = request.app.state.store
-    known = None if item is None or "\x00" in item else version_of(store.database, person.id, item)
-    return _next(request, person, store.next(person.id) if known is None else store.reopen(person.id, known))
+    version = None if item is None or "\x00" in item else version_of(store.database, person.id, item)
+    return _next(request, person, store.next(person.id) if version is None else store.reopen(person.id, version))
 
 
 @router.get("/work/guidelines", responses={401: {}, 403: {}})
@@ -144,10 +144,10 @@ def undo(request: Request, person: Anybody, what: Undo) -> Next:
 def history(request: Request, person: Anybody, before: Number | None = None) -> Response:
     """One's own judgements, newest first."""
     store, t = request.app.state.store, translator(request, person)
-    past = store.history(person.id, before=before)
-    words = [in_words(p.task, p.submission, store.order(p.task, person.pseudonym), t) for p in past]
-    more = past[-1].version if len(past) == 25 else None
-    return page(request, "history.html", person, past=list(zip(past, words, strict=True)), more=more)
+    entries = store.history(person.id, before=before)
+    words = [in_words(p.task, p.submission, store.order(p.task, person.pseudonym), t) for p in entries]
+    more = entries[-1].version if len(entries) == 25 else None
+    return page(request, "history.html", person, past=list(zip(entries, words, strict=True)), more=more)
 
 
 @router.get("/guidelines", include_in_schema=False)
@@ -164,7 +164,7 @@ def _next(
     receipt: Receipt | None = None,
     feedback: str | None = None,
 ) -> Next:
-    own = own_work(request.app.state.store.database, person.id)
+    progress = own_work(request.app.state.store.database, person.id)
     return Next(
         item=None if isinstance(assignment, str) else assignment.task.id,
         state=assignment if isinstance(assignment, str) else "task",
@@ -172,10 +172,10 @@ def _next(
         guideline=None if isinstance(assignment, str) else assignment.guideline,
         stored=receipt.state if receipt else None,
         version=receipt.version if receipt else None,
-        judged=own.judged,
-        total=_total(request, person, own.judged),
-        last=own.last,
-        as_of=own.as_of,
+        judged=progress.judged,
+        total=_total(request, person, progress.judged),
+        last=progress.last,
+        as_of=progress.as_of,
         feedback=feedback,
     )
 
@@ -183,10 +183,10 @@ def _next(
 def _total(request: Request, person: Person, judged: int) -> int:
     """Number of items for this person, including judged ones; recounted once a minute."""
     cache, key = request.app.state.cache, ("total", person.id)
-    until, total = cache.get(key, (0.0, 0))
-    if time.monotonic() >= until or judged > total:
+    expires, total = cache.get(key, (0.0, 0))
+    if time.monotonic() >= expires or judged > total:
         total = judged + remaining(request.app.state.store.database, person.id)
-        cache[key] = (time.monotonic() + _REST, total)
+        cache[key] = (time.monotonic() + _CACHE_SECONDS, total)
     return total
 
 
@@ -197,14 +197,14 @@ def _feedback(request: Request, person: Person, form: Form, receipt: Receipt) ->
     if task.check is None or task.check.role != "training" or form.verdict != "judged" or receipt.state != "stored":
         return None
     order = store.order(task, person.pseudonym)
-    given = Submission(
-        id="-", task=task.id, annotator=person.pseudonym, shown_order=order, **form.model_dump(include=_GIVEN)
+    submission = Submission(
+        id="-", task=task.id, annotator=person.pseudonym, shown_order=order, **form.model_dump(include=_ANSWER_FIELDS)
     )
     return fragment(
         request,
         "_feedback.html",
         language_of(request, person),
-        right=passes(task, given),
+        right=passes(task, submission),
         expected=expected(task, task.check, order, translator(request, person)),
         explanation=task.check.explanation,
     )
@@ -261,12 +261,12 @@ def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -
     task = assignment.task
     if task.kind == "thumbs":
         options = [option(t("task.good"), 1, good="true"), option(t("task.bad"), 2, good="false")]
-        return [{"type": "thumb", "label": t("task.thumbs"), "options": options} | _ALONE]
+        return [{"type": "thumb", "label": t("task.thumbs"), "options": options} | _ONLY_ROW]
     if task.kind == "steps":
         options = [option(step, i + 1 if i < 9 else None, step=i) for i, step in enumerate(task.steps)]
         options.append(option(t("task.no_mistake"), 0, step=""))
-        return [{"type": "step", "label": t("task.steps"), "options": options} | _ALONE]
-    made: list[dict[str, Any]] = []
+        return [{"type": "step", "label": t("task.steps"), "options": options} | _ONLY_ROW]
+    form_rows: list[dict[str, Any]] = []
     count = len(task.completions)
     for criterion in config.criteria:
         label = criterion.label or (t("criterion.overall") if criterion.name == OVERALL else criterion.name)
@@ -274,14 +274,14 @@ def rows(assignment: Assignment, config: ProjectConfig, t: Callable[..., str]) -
         if criterion.kind == "scale":
             for p in range(count):
                 points = [option(str(n), n, score=n) for n in range(1, criterion.points + 1)]
-                made.append(row | _of_answer(p, label) | {"type": "scale", "options": points})
+                form_rows.append(row | _of_answer(p, label) | {"type": "scale", "options": points})
         elif count == 2:
-            made.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
+            form_rows.append(row | {"type": "pair", "options": _pair_options(config, t, option)})
         else:
             for p in range(count):
                 ranks = [option(t(f"rank.{n}"), n, str(n), rank=n - 1) for n in range(1, count + 1)]
-                made.append(row | _of_answer(p, label) | {"type": "rank", "options": ranks})
-    return made
+                form_rows.append(row | _of_answer(p, label) | {"type": "rank", "options": ranks})
+    return form_rows
 
 
 def _of_answer(position: int, label: str) -> dict[str, Any]:
