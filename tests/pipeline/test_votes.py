@@ -205,6 +205,11 @@ def test_a_persons_cap_is_that_of_a_round_and_who_withdrew_is_left_out(page: Pag
 def test_a_project_that_is_none(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds neither labels\.db nor judgements\.jsonl"):
         run_votes(context_of(tmp_path, tmp_path / "nothing"))
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "judgements.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"half: holds judgements\.jsonl without comparisons\.jsonl.*export"):
+        run_votes(context_of(tmp_path, half))
 
 
 def test_win_rates_are_of_checkpoints_and_count_ties_half():

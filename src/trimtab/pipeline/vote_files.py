@@ -1,11 +1,14 @@
 """Files of a round made from votes, besides its labels: how the served models compare, and wrong refusals."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from trimtab.errors import DataError
 from trimtab.evals import length_controlled, words
 from trimtab.feedback import model_wins
 from trimtab.feedback.votes import canonical_ranks
+from trimtab.pipeline.config import VotesConfig
 from trimtab.records import Comparison, Judgement, Rating, Record, read_records
 from trimtab.storage import RunFolder
 
@@ -34,6 +37,34 @@ class WrongRefusal(Record):
     """Models that answered."""
     guard: str | None
     """Version of the guard that blocked it; None: the model itself refused."""
+
+
+def is_export(folder: Path) -> bool:
+    """Does a folder hold votes as an export, not as a project?"""
+    return (folder / "judgements.jsonl").is_file()
+
+
+def check_votes_folder(config: VotesConfig, folder: Path) -> None:
+    """Refuse a folder that holds no votes.
+
+    Args:
+        config: the round's settings of votes.
+        folder: where ``config.project`` is.
+
+    Raises:
+        DataError: the folder holds neither a project nor a whole export, and no database is named.
+    """
+    if is_export(folder):
+        if not (folder / "comparisons.jsonl").is_file():
+            raise DataError(
+                f"{config.project}: holds judgements.jsonl without comparisons.jsonl, which has the answers; export "
+                "the project again with `trimtab data export`"
+            )
+    elif config.database is None and not (folder / "labels.db").is_file():
+        raise DataError(
+            f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
+            "--chat` or `trimtab annotate`, or an export in the format judgements"
+        )
 
 
 def thumbs_of(run: RunFolder) -> list[Rating]:

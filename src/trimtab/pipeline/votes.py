@@ -23,6 +23,8 @@ from trimtab.pipeline.vote_files import (
     REFUSALS,
     THUMBS,
     WrongRefusal,
+    check_votes_folder,
+    is_export,
     measure,
     measured_lines,
     thumbs_of,
@@ -71,7 +73,8 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     assert label is not None and label.votes is not None
     config, folder = label.votes, context.folder("label")
     source = Path(context.data_path(config.project))
-    exported = (source / "judgements.jsonl").is_file()
+    check_votes_folder(config, source)
+    exported = is_export(source)
     votes = _new(_of_export(source) if exported else _of_project(config, source), context, label)
     if not votes.thumbs and not any(j.ranks is not None for j in votes.judgements):
         raise DataError(
@@ -113,11 +116,6 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _of_project(config: VotesConfig, folder: Path) -> Collected:
-    if config.database is None and not (folder / "labels.db").is_file():
-        raise DataError(
-            f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
-            "--chat` or `trimtab annotate`, or an export in the format judgements"
-        )
     with open_store(folder, config.database) as store:
         return of_snapshot(take_snapshot(store))
 
