@@ -84,12 +84,16 @@ def summary(path: Path) -> dict[str, Any]:
 
 def _results(path: Path) -> dict[str, Any]:
     """Stages and win rates of one round."""
+    from trimtab.storage import RunFolder, read_json
+
     stages = {}
     for file in sorted((path / "stages").glob("*/status.json")):
-        status = json.loads(file.read_text())
-        stages[status["stage"]] = {k: status[k] for k in ("state", "fingerprint", "seconds", "counts", "memory_gb")}
+        status = RunFolder(path, create=False).status(file.parent.name)
+        if status is not None:  # a damaged one is not finished, and another run makes it anew
+            shown = ("state", "fingerprint", "seconds", "counts", "memory_gb")
+            stages[status.stage] = {name: getattr(status, name) for name in shown}
     evaluation = path / "stages" / "evaluate" / "evaluation.json"
-    result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    result = read_json(evaluation) if evaluation.exists() else {}
     return {"stages": stages, "win_rates": result.get("win_rates")}
 
 

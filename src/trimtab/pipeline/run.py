@@ -38,8 +38,9 @@ from trimtab.pipeline.scale import joined, threads_of
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Silent, Ui
 from trimtab.process import peak_memory
+from trimtab.records import Record
 from trimtab.rollout import FunctionReward
-from trimtab.storage import START, RunFolder, read_json, require_space
+from trimtab.storage import START, RunFolder, read_record, require_space
 from trimtab.trainers import ALONE, Group
 
 CODE = 8
@@ -48,6 +49,13 @@ CODE = 8
 
 RECIPE = "recipe.json"
 """File of a run with the path of its recipe."""
+
+
+class RecipeNote(Record):
+    """The content of :data:`RECIPE`."""
+
+    recipe: str
+    """Path of the recipe's file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +224,7 @@ def origin(recipe: Path) -> Path:
     note = recipe.parent / RECIPE
     if recipe.name != "config.yaml" or not note.is_file():
         return recipe
-    first = Path(read_json(note)["recipe"])
+    first = Path(read_record(note, RecipeNote, next_step="delete it, and name the recipe's own file once").recipe)
     return first if first.is_file() else recipe
 
 

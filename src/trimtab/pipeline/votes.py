@@ -22,6 +22,7 @@ from trimtab.pipeline.vote_files import (
     MEASURED,
     REFUSALS,
     THUMBS,
+    MeasuredVotes,
     WrongRefusal,
     check_votes_folder,
     is_export,
@@ -29,7 +30,7 @@ from trimtab.pipeline.vote_files import (
     measured_lines,
     thumbs_of,
 )
-from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, write_records
+from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, to_plain, write_records
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import TO_A_PERSON, record_round
@@ -88,7 +89,8 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     write_records(folder / REFUSALS, votes.refusals)
     people = {v.annotator for v in (*votes.judgements, *votes.thumbs) if v.annotator is not None}
     measured = measure(votes.items, votes.judgements)
-    write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
+    stored = MeasuredVotes(pairs=tuple(measured), dropped=votes.dropped, project=config.project)
+    write_json(folder / MEASURED, to_plain(stored))
     if not exported:
         with open_store(source, config.database) as store:
             record_round(store, f"{context.config.name}, round {context.run.number}", people)

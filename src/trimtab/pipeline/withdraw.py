@@ -5,7 +5,6 @@ annotators. Its recipe names the annotators in ``label.without``, so its prefere
 again. The old run does not change: it is the record of what was trained on what.
 """
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -25,8 +24,16 @@ from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.pipeline.vote_files import MEASURED, REFUSALS, THUMBS, WrongRefusal, measure, thumbs_of
-from trimtab.records import Comparison, Judgement, Preference, Rating, read_records, write_records
+from trimtab.pipeline.vote_files import (
+    MEASURED,
+    REFUSALS,
+    THUMBS,
+    WrongRefusal,
+    measure,
+    read_measured,
+    thumbs_of,
+)
+from trimtab.records import Comparison, Judgement, Preference, Rating, read_records, to_plain, write_records
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
@@ -193,7 +200,7 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
     stored = read_records(label / "judgements.jsonl", Judgement)
     judgements = [j for j in stored if j.annotator not in annotators]
     write_records(label / "judgements.jsonl", judgements)
-    status = json.loads((label / "status.json").read_text())
+    status = read_json(label / "status.json")
     counts = status["counts"] | {"judgements": len(judgements)}
     if (label / "people.jsonl").is_file():  # labels by AI judges and people
         people = read_records(label / "people.jsonl", Judgement)
@@ -210,7 +217,8 @@ def _take_out(label: Path, annotators: Collection[str]) -> None:
         judged = {j.item for j in judgements}
         items = [item for item in read_records(label / "comparisons.jsonl", Comparison) if item.id in judged]
         write_records(label / "comparisons.jsonl", items)
-        write_json(label / MEASURED, read_json(label / MEASURED) | {"pairs": measure(items, judgements)})
+        measured = read_measured(label).model_copy(update={"pairs": tuple(measure(items, judgements))})
+        write_json(label / MEASURED, to_plain(measured))
         people = {j.annotator for j in judgements}
         counts |= {"items": len(items), "people": len(people), "refusals": len(refusals)}
     outputs = {name: sha256_file(label / name) for name in status["outputs"]}
