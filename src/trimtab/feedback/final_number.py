@@ -48,11 +48,11 @@ _DENIED = re.compile(
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = rf"\s*(?:{'|'.join(_SCALES)})(?![A-Za-z])"
-_TERM = rf"(?:{_UNSIGNED})(?:{_SCALE})+"
+_TERM = rf"(?:{_UNSIGNED})(?:{_SCALE}){{1,3}}"
 _SCALED = re.compile(
     rf"(?<![\w.]){_TERM}(?:,?[^\S\n]+(?:and[^\S\n]+)?{_TERM})*(?:[^\S\n]+\d+(?![\w/:^*]|[.,]\d))?", flags=re.I
 )
-_SCALED_PART = re.compile(rf"({_UNSIGNED})((?:{_SCALE})*)", flags=re.I)
+_SCALED_PART = re.compile(rf"({_UNSIGNED})((?:{_SCALE}){{0,3}})", flags=re.I)
 _BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s*)?[^\w\n]*\d")
 _LIST_ITEM = re.compile(r"\s*\d+[.)]\s+[A-Za-z]")
 
