@@ -48,7 +48,7 @@ def execute(
     """
     from trimtab.pipeline.config import load_recipe
     from trimtab.pipeline.run import run_recipe
-    from trimtab.pipeline.scale import ScaleConfig, launch, run_arguments, starts_ranks
+    from trimtab.pipeline.scale import launch, run_arguments, starts_ranks
 
     config = load_recipe(recipe, overrides)
     if starts_ranks(config.scale):
@@ -56,8 +56,7 @@ def execute(
         if code:
             raise typer.Exit(code)
         if again:
-            alone = config.model_copy(update={"scale": ScaleConfig()})
-            run_recipe(alone, recipe, runs=runs, until=until, again=True)
+            run_recipe(config, recipe, runs=runs, until=until, again=True, alone=True)
         if not as_json:  # the first rank said where the report is
             return
         folder = runs / config.name

@@ -11,6 +11,7 @@ from trimtab.files import locate
 from trimtab.pipeline.config import RunConfig, load_recipe, override
 from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.run import PlannedRound, interruptible, origin, plan_stages, prepared, run_round
+from trimtab.pipeline.scale import require_one_process
 from trimtab.pipeline.ui import Ui
 from trimtab.pipeline.vote_files import check_votes_folder
 from trimtab.storage import RunFolder
@@ -53,9 +54,11 @@ def next_round(
     Raises:
         DataError: there is no run, the folder holds no votes (before anything is written), or there are no votes to
             learn from.
-        ConfigError: the last round is not finished, or the round it was made from has changed.
+        ConfigError: this is one of several processes, the last round is not finished, or the round it was made from
+            has changed.
         StorageError: the run is being written.
     """
+    require_one_process(f"trimtab round {path}")
     run, ui = open_run(path), ui or Ui()
     with run.lock(), interruptible() as stopping:
         rounds = run.rounds()

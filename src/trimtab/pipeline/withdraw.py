@@ -22,6 +22,7 @@ from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
 from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
+from trimtab.pipeline.scale import require_one_process
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
 from trimtab.pipeline.vote_files import (
@@ -96,6 +97,7 @@ def withdraw(
             name.
         StorageError: the run is being written.
     """
+    require_one_process("trimtab data withdraw")
     run, ui = open_run(path), ui or Ui()
     config = load_recipe(path / "config.yaml")
     with run.lock(), interruptible() as stopping:
