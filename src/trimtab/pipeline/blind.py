@@ -206,7 +206,8 @@ class Readback:
 
 def load_keys(run: RunFolder) -> list[BlindKey]:
     """All readings of a run, oldest first."""
-    keys = [read_record(path, BlindKey) for path in (run.path / "blind").glob("*.key.json")]
+    lost = "restore it from a copy, or delete it and ask the readers again with `trimtab eval RECIPE --blind FILE`"
+    keys = [read_record(path, BlindKey, next_step=lost) for path in (run.path / "blind").glob("*.key.json")]
     return sorted(keys, key=lambda key: (key.created_at, key.digest))
 
 
