@@ -68,12 +68,7 @@ def word_weights(folder: Path) -> Any:
     ("name", "read", "content", "field"),
     [
         ("sft.json", read_sft, {"heldout_nll_before": "low", "heldout_nll_after": 1.0}, "heldout_nll_before: .*'low'"),
-        (
-            "capability.json",
-            read_capability,
-            {"before": CHECKED | {"margins": {"q": "x"}}},
-            r"before\.texts\.t: .*'x'",
-        ),
+        ("capability.json", read_capability, {"before": CHECKED | {"texts": {"t": "x"}}}, r"before\.texts\.t: .*'x'"),
         ("balance.json", read_balance, {"before": "base", "after": "policy"}, "measures: Field required"),
         ("agreement.json", read_agreement, {"raw": {"value": 0.5, "median": 1}}, r"raw\.median: Extra inputs"),
         ("agreement.json", read_agreement, [1], "the file: .*dictionary"),
