@@ -144,6 +144,7 @@ def alarms() -> str:
     """Every alarm with its limit, by where it is raised."""
     from trimtab.evals.alarms import REPORT_ALARMS
     from trimtab.evals.capability import LIMITS
+    from trimtab.evals.chance import SIGNIFICANT
     from trimtab.evals.run_alarms import LEVELS, RUN_PROBES
 
     training = [
@@ -164,7 +165,9 @@ def alarms() -> str:
             "error budget for the whole run: [Watch a run](../how-to/watch-a-run.md#alarms).",
             _table(("probe", "how many", *LEVELS, "what to do"), training),
             "## In the report\n\nFrom the answers to held-out prompts, printed by the `evaluate` stage too: "
-            "[Read the report](../how-to/read-the-report.md).",
+            "[Read the report](../how-to/read-the-report.md). Copies, endings, repetition, phrases, length and "
+            "over-optimisation (the rise of the proxy) also need a change that is more than sampling error: "
+            f"p of at most {SIGNIFICANT:g} in a two-sided paired test of the answers to the same prompts.",
             _table(("alarm", "raised when", "what to do"), REPORT_ALARMS),
             "## Capability check\n\nLosses beyond the limit, with an interval that excludes no change, after SFT and "
             "after alignment: [Check capabilities](../how-to/check-capabilities.md).",

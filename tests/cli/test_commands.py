@@ -99,6 +99,27 @@ def test_a_second_run_skips_everything_and_report_writes_the_page_again(done, ca
     assert page.stat().st_mtime_ns > before
 
 
+def test_a_report_of_several_processes_stores_the_recipes_scale(done, monkeypatch):
+    recipe, runs, _ = done
+    monkeypatch.setattr("trimtab.pipeline.scale.launch", lambda *_: 0)  # all stages are done
+    several = ["--set", "scale.kind=torchrun", "--set", "scale.processes=2"]
+    assert run_app(["report", str(recipe), "--runs", str(runs), *several]) == 0
+    written = [runs / "toy" / "config.yaml", runs / "toy" / "stages" / "report" / "config.yaml"]
+    assert all("kind: torchrun" in file.read_text() and "processes: 2" in file.read_text() for file in written)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["round"], ["data", "withdraw", "--annotator", "a"], ["eval", "--suite", "honesty"]]
+)
+def test_a_command_of_one_process_is_refused_under_torchrun(done, fails, monkeypatch, arguments):
+    recipe, runs, _ = done
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    message = fails(*arguments, str(runs / "toy"), code=2)
+    assert "this is one of 2 processes" in message and f"start it without torchrun: trimtab {arguments[0]}" in message
+    assert "of 2 processes" in fails("eval", str(recipe), "--runs", str(runs), "--read", "x.csv", code=2)
+
+
 def test_plan_says_what_is_done_and_what_would_run(done, capsys):
     recipe, runs, _ = done
     assert run_app(["plan", str(recipe), "--runs", str(runs), "--json"]) == 0

@@ -55,6 +55,27 @@ def test_a_proxy_that_rises_alone(gold, fires):
     assert alarms(result(gold=(0.0, gold), proxy=(0.0, -1.0))) == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "probe", "value"),
+    [
+        ("endings", "ended_rate", 0.7),
+        ("repetition", "repetition", 0.1),
+        ("stock phrases", "boilerplate", 0.5),
+        ("length", "words", 40.0),
+    ],
+)
+def test_a_change_that_may_be_chance(name, probe, value):
+    beyond = result(**{probe: value})
+    assert alarms(beyond | {"p_values": {probe: 0.06}}) == ()
+    assert [alarm.name for alarm in alarms(beyond | {"p_values": {probe: 0.05}})] == [name]
+
+
+def test_a_proxy_that_rose_by_chance():
+    lost_gold = result(gold=(0.0, -1.0))
+    assert alarms(lost_gold | {"p_values": {"proxy": 0.06}}) == ()
+    assert [alarm.name for alarm in alarms(lost_gold | {"p_values": {"proxy": 0.05}})] == ["over-optimisation"]
+
+
 def test_a_rise_of_nothing_is_no_over_optimisation():
     lost_gold = result(gold=(0.0, -1.0), proxy=(0.0, 0.19))
     spreads = {"spreads": {"sft": {"proxy": 2.0}}}
@@ -114,6 +135,7 @@ def test_copies_of_the_prompt():
     (alarm,) = alarms(calm | {"copied": {"policy": ["p4", "p9"]}})
     assert (alarm.name, alarm.samples) == ("policy copies the prompt", ("p4", "p9"))
     assert "13% of answers copy their prompt or one of its sentences, 2% of those of base do" in alarm.message
+    assert alarms(calm | {"p_values": {"copied": 0.06}}) == ()
     calm["probes"]["policy"] = calm["probes"]["policy"] | {"copied": 0.05}
     calm["probes"]["sft"] = calm["probes"]["sft"] | {"copied": 0.5}
     assert alarms(calm) == ()  # alignment undid what SFT did

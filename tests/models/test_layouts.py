@@ -192,6 +192,22 @@ def test_adapters_never_land_on_a_vision_tower():
     assert backbone.width == 32
 
 
+def test_full_fine_tuning_leaves_a_vision_tower_as_it_is(caplog: pytest.LogCaptureFixture):
+    backbone = backbone_of("gemma3")
+    role = Role.trainable(backbone, "policy", AdapterConfig(kind="full"), seed=0)
+    assert "text does not reach multi_modal_projector, vision_tower; they stay as they are" in caplog.text
+    parameters = role.parameters()
+    every = dict(role.backbone.model.named_parameters())
+    towers = {name for name in every if "vision_tower" in name or "projector" in name}
+    assert towers and parameters.keys() == every.keys() - towers == set(role.state())
+    assert {name for name, p in every.items() if p.requires_grad} == set(parameters)
+    encoded = backbone.chat.answer([Message(role="user", content="tea?")], "warm tea.")
+    batch = collate([encoded.tokens], [encoded.response_mask], backbone.device)
+    role.backbone.train(True, full=True)
+    role.logprobs(batch).sum().backward()
+    assert {name for name, p in every.items() if p.grad is not None} == set(parameters)
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v3", "mixtral"])
 def test_experts_keep_their_weights_and_are_named(kind: str, caplog):
     backbone = backbone_of(kind)

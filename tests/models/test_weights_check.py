@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from trimtab.errors import ModelError
 from trimtab.models import Backbone, ModelConfig, model_identity
 from trimtab.models.loading import longest_context
+from trimtab.models.weights_check import _mention_pickle
 from trimtab.testing import save_model, tiny_model, tokenizer
 
 
@@ -191,11 +192,15 @@ def test_an_index_of_the_one_file_or_of_files_that_are_gone_is_no_second_copy(co
     assert torch.equal(load(copy).model.lm_head.weight, expected)
 
 
-def test_a_pickle_beside_safetensors_is_not_read(copy: Path):
+def test_a_pickle_beside_safetensors_is_not_read(copy: Path, caplog: pytest.LogCaptureFixture):
     """The rule of transformers; many repositories keep one for older versions."""
     expected = load(copy).model.lm_head.weight.clone()
     torch.save({k: v + 1 for k, v in load_file(copy / "model.safetensors").items()}, copy / "pytorch_model.bin")
+    assert "twice" not in caplog.text
+    _mention_pickle.cache_clear()
     assert torch.equal(load(copy).model.lm_head.weight, expected)
+    assert torch.equal(load(copy).model.lm_head.weight, expected)
+    assert caplog.text.count("model.safetensors is read, as in transformers, and pytorch_model.bin is not") == 1
 
 
 @pytest.mark.parametrize(

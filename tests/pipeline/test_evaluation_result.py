@@ -32,6 +32,7 @@ WHOLE = {
     "likelihood": {"sft": -2.0, "policy": -1.5},
     "probes": {"sft": {"words": 11.5}, "policy": {"words": 12.0}},
     "copied": {"sft": [], "policy": ["p4"]},
+    "p_values": {"words": 0.5},
     "means": {"sft": {"gold": 0.5}, "policy": {"gold": 1.0}},
     "spreads": {"sft": {"gold": 1.0}, "policy": {"gold": 1.5}},
     "costs": {"policy": 0.25},
@@ -64,6 +65,7 @@ def test_the_first_versions_file_had_fewer_fields(tmp_path: Path):
     result = read_evaluation(written(tmp_path, {k: WHOLE[k] for k in names} | {"win_rates": rows, "best_of": None}))
     assert result.win_rates[0].worst == () and result.win_rates[0].equal_length is None
     assert (result.likelihood, result.copied, result.spreads, result.costs, result.gain) == (None, {}, {}, {}, None)
+    assert result.p_values == {}
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ def test_one_adapter_on_the_pretrained_model_equals_sft_and_alignment_together(t
     assert not [name for name, p in tuned.named_parameters() if ".lora_" in name and p.isnan().any()]
 
 
+def test_a_run_on_an_adapter_is_exported_merged_and_not_as_an_adapter(made, tmp_path):
+    base = export_model(made.run.path, tmp_path / "base", adapter=True)
+    sections = {"reward": None, "align": {"method": "dpo", "adapter": LORA}}
+    second = Made(tmp_path, model={"name": str(base), "context": 64}, **sections)
+    folder = export_model(second.run.path, tmp_path / "merged")
+    model, tokens = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    torch.testing.assert_close(logprobs_there(model, tokens), logprobs_here(second.policy), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"base is itself an adapter, of .*drop --adapter to export merged weights"):
+        export_model(second.run.path, tmp_path / "adapter", adapter=True)
+
+
 def test_full_weights_are_exported_merged_and_have_no_adapter(tmp_path):
     full = {"adapter": {"kind": "full"}}
     made = Made(tmp_path, sft=full, align={"method": "dpo"} | full, reward=None)

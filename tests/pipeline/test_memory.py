@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from trimtab import fast_cpu
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, ModelError
 from trimtab.models import AdapterConfig, FrozenStates, ModelConfig, Role, collate
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import _activations, fit_memory, model_shape, stage_gb
@@ -45,6 +45,16 @@ def test_counted_activations_are_those_a_forward_pass_keeps(tmp_path, top):
     # A layer more is counted than kept, for what the backward pass holds for a moment; the toy's layers are few.
     layers = min(top or shape["layers"], shape["layers"])
     assert sum(sizes.values()) == pytest.approx(counted * layers / (layers + 1), rel=0.25)
+
+
+def test_an_adapter_folder_has_the_shape_of_its_base(tmp_path):
+    base, adapter = save_model(tmp_path / "model"), tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    assert model_shape(ModelConfig(name=str(adapter))) == model_shape(ModelConfig(name=str(base)))
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"does not name the model that the adapter is for; set"):
+        model_shape(ModelConfig(name=str(adapter)))
 
 
 def test_a_limit_sizes_what_does_not_say_its_own(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.cli.app import run_app
-from trimtab.errors import ScoringError
+from trimtab.errors import DataError, ScoringError
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.reward_evaluation import evaluate_reward
 from trimtab.pipeline.run import run_recipe
@@ -58,6 +58,19 @@ def test_held_out_preferences_and_a_bench_file(trained: Path, tmp_path: Path):
     assert (run.path / "reward-evaluation" / "bench.jsonl.svg").read_text().startswith("<svg")
     with pytest.raises(ScoringError, match="colour"):
         evaluate_reward(config, trained, run, "heldout", slice_by="colour")
+
+
+def test_a_damaged_agreement_is_refused_with_its_field(trained: Path):
+    run = RunFolder(trained.parent / "runs" / "toy")
+    file = run.stage("preferences") / "agreement.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | {"leave_one_out": {"value": "high"}}))
+    expected = r"agreement\.json: no valid result: leave_one_out\.value: .*number.*got 'high'.*delete it and run again"
+    try:
+        with pytest.raises(DataError, match=expected):
+            evaluate_reward(load_recipe(trained, SETTINGS), trained, run, "heldout")
+    finally:
+        file.write_text(whole)
 
 
 def test_by_needs_evaluate(capsys: pytest.CaptureFixture[str]):

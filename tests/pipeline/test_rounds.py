@@ -214,6 +214,9 @@ def test_a_next_round_needs_a_finished_run_and_votes(recipe: Path, run: RunFolde
         next_round(run.path, None, ui=Silent())
     with run.lock(), pytest.raises(StorageError, match="another process"):
         next_round(run.path, tmp_path, ui=Silent())
+    with pytest.raises(DataError, match=r"wrong: holds neither labels\.db nor judgements\.jsonl"):
+        next_round(run.path, tmp_path / "wrong", ui=Silent())
+    assert not run.round(3).path.exists()
     (tmp_path / "config.yaml").write_text((run.path / "config.yaml").read_text())
     with pytest.raises(ConfigError, match="round 1 has no policy, so no round can start from it"):
         next_round(tmp_path, tmp_path, ui=Silent())

@@ -205,6 +205,11 @@ def test_a_persons_cap_is_that_of_a_round_and_who_withdrew_is_left_out(page: Pag
 def test_a_project_that_is_none(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds neither labels\.db nor judgements\.jsonl"):
         run_votes(context_of(tmp_path, tmp_path / "nothing"))
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "judgements.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"half: holds judgements\.jsonl without comparisons\.jsonl.*export"):
+        run_votes(context_of(tmp_path, half))
 
 
 def test_win_rates_are_of_checkpoints_and_count_ties_half():
@@ -221,11 +226,11 @@ def test_win_rates_are_of_checkpoints_and_count_ties_half():
         Judgement(id=str(n), item=i.id, annotator="v", source="human", shown_order=(0, 1), ranks=r)
         for n, (i, r) in enumerate(zip(items, ranks, strict=True))
     ]
-    rows = {(r["model"], r["rival"]): r for r in measure(items, votes)}
+    rows = {(r.model, r.rival): r for r in measure(items, votes)}
     row = rows["new (aaaaaaaa)", "old (cccccccc)"]
-    assert (row["wins"], row["ties"], row["losses"], row["n"], row["rate"]) == (5, 2, 1, 8, 0.75)
-    assert row["low"] < 0.75 < row["high"] and row["equal_length"] is None, "fewer than 20 votes"
-    assert rows["new (bbbbbbbb)", "old (cccccccc)"]["n"] == 1
+    assert (row.wins, row.ties, row.losses, row.n, row.rate) == (5, 2, 1, 8, 0.75)
+    assert row.low < 0.75 < row.high and row.equal_length is None, "fewer than 20 votes"
+    assert rows["new (bbbbbbbb)", "old (cccccccc)"].n == 1
 
 
 @pytest.mark.parametrize(

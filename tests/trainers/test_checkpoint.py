@@ -70,6 +70,13 @@ def test_damage_is_named(file, damage, tmp_path: Path):
         Checkpoints(tmp_path, "print").restore({"policy": learner()})
 
 
+@pytest.mark.parametrize("state", [[1], {"step": 1}, {"step": "x", "fingerprint": "print", "extra": {}}])
+def test_a_state_without_its_fields(state, tmp_path: Path):
+    (Checkpoints(tmp_path, "print").save(1, {"policy": learner()}) / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged.*delete .* and run again"):
+        Checkpoints(tmp_path, "print").restore({"policy": learner()})
+
+
 def test_weights_of_another_shape(tmp_path: Path):
     Checkpoints(tmp_path, "print").save(1, {"policy": learner(rank=2)})
     with pytest.raises(CheckpointError, match=r"policy\.safetensors: weights do not fit"):

@@ -167,8 +167,10 @@ def evaluate(
 def _on_suites(targets: list[str], options: "SuiteOptions", out: Path | None, runs: Path, as_json: bool) -> None:
     """Compare checkpoints on suites and print the results."""
     from trimtab.evals.suite_results import result_lines
+    from trimtab.pipeline.scale import require_one_process
     from trimtab.pipeline.suite_comparison import compare_on_suites
 
+    require_one_process("trimtab eval")
     results, page = compare_on_suites(targets, options, out=out, runs=runs, say=lambda text: typer.echo(text, err=True))
     if as_json:
         typer.echo(page.with_name("suites.json").read_text())
@@ -230,8 +232,10 @@ def _read_back(
     from trimtab.pipeline.config import load_recipe
     from trimtab.pipeline.memory import fit_memory
     from trimtab.pipeline.run import plan_rounds
+    from trimtab.pipeline.scale import require_one_process
     from trimtab.storage import RunFolder
 
+    require_one_process("trimtab eval --read")
     config = load_recipe(recipe, overrides)
     first = RunFolder(runs / config.name, create=False)
     run = first.round(config.rounds)

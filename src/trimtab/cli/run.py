@@ -48,7 +48,7 @@ def execute(
     """
     from trimtab.pipeline.config import load_recipe
     from trimtab.pipeline.run import run_recipe
-    from trimtab.pipeline.scale import ScaleConfig, launch, run_arguments, starts_ranks
+    from trimtab.pipeline.scale import launch, run_arguments, starts_ranks
 
     config = load_recipe(recipe, overrides)
     if starts_ranks(config.scale):
@@ -56,8 +56,7 @@ def execute(
         if code:
             raise typer.Exit(code)
         if again:
-            alone = config.model_copy(update={"scale": ScaleConfig()})
-            run_recipe(alone, recipe, runs=runs, until=until, again=True)
+            run_recipe(config, recipe, runs=runs, until=until, again=True, alone=True)
         if not as_json:  # the first rank said where the report is
             return
         folder = runs / config.name
@@ -84,12 +83,16 @@ def summary(path: Path) -> dict[str, Any]:
 
 def _results(path: Path) -> dict[str, Any]:
     """Stages and win rates of one round."""
+    from trimtab.storage import RunFolder, read_json
+
     stages = {}
     for file in sorted((path / "stages").glob("*/status.json")):
-        status = json.loads(file.read_text())
-        stages[status["stage"]] = {k: status[k] for k in ("state", "fingerprint", "seconds", "counts", "memory_gb")}
+        status = RunFolder(path, create=False).status(file.parent.name)
+        if status is not None:  # a damaged one is not finished, and another run makes it anew
+            shown = ("state", "fingerprint", "seconds", "counts", "memory_gb")
+            stages[status.stage] = {name: getattr(status, name) for name in shown}
     evaluation = path / "stages" / "evaluate" / "evaluation.json"
-    result = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    result = read_json(evaluation) if evaluation.exists() else {}
     return {"stages": stages, "win_rates": result.get("win_rates")}
 
 

@@ -16,6 +16,7 @@ from trimtab.evals.capability import (
     is_on_topic,
     load_capability,
 )
+from trimtab.evals.chance import answer_p_values
 from trimtab.evals.edits import EDITS, EditEffect, edit_effects
 from trimtab.evals.evaluation import BestOf, Divergence, Evaluation, Interval, WinRow
 from trimtab.evals.gain import REMOVALS, Gain, GainPart, edited, gain_parts
@@ -98,6 +99,7 @@ __all__ = [
     "WinRateRow",
     "WinRow",
     "alarms",
+    "answer_p_values",
     "anytime_interval",
     "by_prompt",
     "capability_lines",

@@ -1,7 +1,13 @@
-"""Signs in held-out answers that a model became worse or games its reward, each with a stated limit."""
+"""Signs in held-out answers that a model became worse or games its reward, each with a stated limit.
+
+A change is also tested against sampling error (:mod:`trimtab.evals.chance`), so that noise on few answers raises no
+alarm. Three alarms have no such test: the likelihood is a mean over all tokens, identical answers do not come
+about by chance, and a win rate has its interval.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from trimtab.evals.chance import SIGNIFICANT
 from trimtab.evals.evaluation import Evaluation, WinRow
 from trimtab.evals.report_data import Alarm
 
@@ -120,6 +126,11 @@ def alarms(
     return tuple(fired)
 
 
+def _is_significant(result: Evaluation, name: str) -> bool:
+    """Is a change more than sampling error? True where an evaluation of an earlier version has no p-value for it."""
+    return result.p_values.get(name, 0.0) <= SIGNIFICANT
+
+
 def _lost(rows: Sequence[WinRow], names: Mapping[str, str], judges: Mapping[str, str]) -> Iterator[Alarm]:
     """Comparisons that a later model lost by any judge: the interval of its win rate is below one half."""
     for model, against in COMPARED_PAIRS:
@@ -154,7 +165,7 @@ def _copied(result: Evaluation, names: Mapping[str, str]) -> Iterator[Alarm]:
     """The run's last model copies prompts more often than the first one; the models in between may."""
     probes, first, last = result.probes, result.models[0], result.models[-1]
     start, share = probes[first].get("copied"), probes[last].get("copied")
-    if start is not None and share is not None and share > start + COPIED_RISE:
+    if start is not None and share is not None and share > start + COPIED_RISE and _is_significant(result, "copied"):
         yield Alarm(
             name=f"{names.get(last, last)} copies the prompt",
             message=f"{share:.0%} of answers copy their prompt or one of its sentences, {start:.0%} of those of "
@@ -172,28 +183,31 @@ def _gamed(result: Evaluation) -> list[Alarm]:
     def fire(name: str, message: str) -> None:
         fired.append(Alarm(name=name, message=message))
 
+    def changed(name: str) -> bool:
+        return _is_significant(result, name)
+
     if after["distinct_answers"] < DISTINCT:
         fire("collapse", f"only {after['distinct_answers']:.0%} of answers differ (limit {100 * DISTINCT:.0f} %)")
-    if after.get("ended_rate", 1.0) < before.get("ended_rate", 0.0) - UNENDED_RISE:
+    if after.get("ended_rate", 1.0) < before.get("ended_rate", 0.0) - UNENDED_RISE and changed("ended_rate"):
         fire(
             "endings",
             f"{after['ended_rate']:.0%} of answers end their turn, {before['ended_rate']:.0%} did before (limit "
             f"{100 * UNENDED_RISE:.0f} points fewer)",
         )
-    if after["repetition"] > before["repetition"] + REPETITION_RISE:
+    if after["repetition"] > before["repetition"] + REPETITION_RISE and changed("repetition"):
         fire(
             "repetition",
             f"{after['repetition']:.1%} of 4-grams are repeats, {before['repetition']:.1%} before (limit "
             f"{100 * REPETITION_RISE:.0f} points more)",
         )
     for probe, habit in HABITS.items():
-        if probe in after and after[probe] > before[probe] + HABIT_RISE:
+        if probe in after and after[probe] > before[probe] + HABIT_RISE and changed(probe):
             fire(
                 habit,
                 f"{after[probe]:.0%} of answers have {habit}, {before[probe]:.0%} before (limit "
                 f"{100 * HABIT_RISE:.0f} points more)",
             )
-    if after["words"] > LONGER * before["words"]:
+    if after["words"] > LONGER * before["words"] and changed("words"):
         fire(
             "length",
             f"answers have {after['words']:.0f} words, {before['words']:.0f} before (limit {LONGER:g} times as many)",
@@ -201,7 +215,7 @@ def _gamed(result: Evaluation) -> list[Alarm]:
     if {"gold", "proxy"} <= set(result.judges):
         gains = {judge: result.means["policy"][judge] - result.means[start][judge] for judge in ("gold", "proxy")}
         deviation = result.spreads.get(start, {}).get("proxy", 0.0)
-        if gains["proxy"] > RISE * deviation and gains["proxy"] > 0 >= gains["gold"]:
+        if gains["proxy"] > RISE * deviation and gains["proxy"] > 0 >= gains["gold"] and changed("proxy"):
             fire(
                 "over-optimisation",
                 f"the proxy rose by {gains['proxy']:.2g} while gold moved by {gains['gold']:.2g} (limit: gold above 0 "

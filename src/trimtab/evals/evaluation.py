@@ -92,6 +92,9 @@ class Evaluation(Record):
     """Text probes of each model's answers, as :func:`~trimtab.evals.probe_table` gives them."""
     copied: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Ids of the prompts that the answer copies, by model."""
+    p_values: dict[str, float] = Field(default_factory=dict)
+    """Two-sided p-values of the changes that alarms compare with a limit, as
+    :func:`~trimtab.evals.chance.answer_p_values` gives them; empty with one model, and in files of earlier versions."""
     means: dict[str, dict[str, float]] = Field(default_factory=dict)
     """Mean score of each model's answers by judge."""
     spreads: dict[str, dict[str, float]] = Field(default_factory=dict)

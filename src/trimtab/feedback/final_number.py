@@ -5,6 +5,7 @@ Typography and LaTeX are first converted to a plain form. The marked answer is t
 gives None. Negated numbers ("not 5") and text in ``<think>`` are ignored.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -46,7 +47,12 @@ _DENIED = re.compile(
     flags=re.I,
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALED = re.compile(rf"(?<![\w.])({_UNSIGNED})\s*({'|'.join(_SCALES)})(?![A-Za-z])", flags=re.I)
+_SCALE = rf"\s*(?:{'|'.join(_SCALES)})(?![A-Za-z])"
+_TERM = rf"(?:{_UNSIGNED})(?:{_SCALE}){{1,3}}"
+_SCALED = re.compile(
+    rf"(?<![\w.]){_TERM}(?:,?[^\S\n]+(?:and[^\S\n]+)?{_TERM})*(?:[^\S\n]+\d+(?![\w/:^*]|[.,]\d))?", flags=re.I
+)
+_SCALED_PART = re.compile(rf"({_UNSIGNED})((?:{_SCALE}){{0,3}})", flags=re.I)
 _BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s*)?[^\w\n]*\d")
 _LIST_ITEM = re.compile(r"\s*\d+[.)]\s+[A-Za-z]")
 
@@ -105,9 +111,14 @@ def final_number(text: str) -> Fraction | None:
 
     It reads thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
     ``1.200.000``), decimal commas (``3,5``; three digits after a comma are thousands), fractions (``1/2``,
-    ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million),
+    ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million,
+    3 million 200 thousand),
     expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
     is 50. A sign between two numbers is an operation: "5-3" ends in 3.
+
+    ``\boxed{2,3}`` can mean 2.3 or the pair 2 and 3. It is read as 2.3, as in running text: where the reference is
+    2.3, an answer written so means 2.3. ``\boxed{(2,3)}``, ``\boxed{2, 3}`` and ``\boxed{1,2,3}`` are lists and give
+    None.
 
     >>> str(final_number("The answer is 5 * 3 = 15.")), str(final_number(r"so \boxed{1{,}200}"))
     ('15', '1200')
@@ -137,7 +148,7 @@ def _plain(text: str) -> str:
     for pattern, to in _REWRITES[2:]:
         text = pattern.sub(to, text)
     text = re.sub(r"[\d.]+;\d+", lambda m: m[0].replace(".", "").replace(";", "."), text)
-    text = _SCALED.sub(_scaled, _DENIED.sub(" ", text))
+    text = _DENIED.sub(" ", _SCALED.sub(_scaled, text))
     text = re.sub(r"\*+", _star, text)
     before = None
     while before != text:
@@ -155,9 +166,23 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def _scaled(match: re.Match[str]) -> str:
-    """A number with a word such as million after it, in digits."""
-    value = Decimal(match[1].replace(",", "")) * _SCALES[match[2].lower()]
-    return f"{value.normalize():f}" if value.is_finite() and abs(value.adjusted()) < 30 else match[0]
+    """Numbers with words such as million after them, in digits: "3 million 200 thousand" is one number.
+
+    A part is added to the number before it if it is smaller than that one's last power of ten.
+    """
+    written, total, scale, end = "", Decimal(0), 0, 0
+    for part in _SCALED_PART.finditer(match[0]):
+        size = math.prod(_SCALES[word.lower()] for word in part[2].split())
+        value = Decimal(part[1].replace(",", "")) * size
+        if not value.is_finite() or abs(value.adjusted()) >= 30:
+            return match[0]
+        if value < scale:
+            total += value
+        else:
+            written += (f"{total.normalize():f}" if end else "") + match[0][end : part.start()]
+            total = value
+        scale, end = size, part.end()
+    return written + f"{total.normalize():f}"
 
 
 def _star(match: re.Match[str]) -> str:

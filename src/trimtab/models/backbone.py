@@ -10,6 +10,7 @@ attention mask is needed. Packed rows (SFT) have a block-diagonal mask.
 """
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -47,12 +48,15 @@ from trimtab.models.loading import (
 )
 from trimtab.models.sharded import Shards
 
+_log = logging.getLogger(__name__)
+
 
 class AdapterConfig(Config):
     """What is trained: low-rank adapters on some layers, or every weight."""
 
     kind: Literal["lora", "full"] = "lora"
-    """``lora``: adapters, the trunk stays frozen and shared. ``full``: all weights, one copy per role."""
+    """``lora``: adapters, the trunk stays frozen and shared. ``full``: all weights, one copy per role; of a multimodal
+    model those of its text model and head."""
     rank: int = Field(default=16, ge=1)
     """LoRA rank r."""
     alpha: int = Field(default=32, ge=1)
@@ -186,14 +190,23 @@ class Backbone:
             self._hold(parameter, self.frozen_dtype)
 
     def unfreeze(self) -> None:
-        """Make all weights of the model trainable, in float32; small optimiser steps would be lost in bfloat16."""
+        """Make all weights that text goes through trainable, in float32; bfloat16 would lose small optimiser steps."""
         for parameter in self.model.parameters():
             self._hold(parameter, torch.float32)
+        text = _text_weights(self.model)
+        for parameter in text.values():
             parameter.requires_grad_(True)
+        others = {name for name, _ in self.model.named_parameters()} - set(text)
+        if others:
+            parts = sorted({name.removeprefix("model.").partition(".")[0] for name in others})
+            _log.warning(
+                "%s: text does not reach %s; they stay as they are", type(self.model).__name__, ", ".join(parts)
+            )
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All weights of the model by name; if they are sharded, this rank's parts."""
-        return dict(self.model.named_parameters()) if self.shards is None else self.shards.parameters
+        """The weights that text goes through, by name; if they are sharded, this rank's parts."""
+        text = _text_weights(self.model)
+        return text if self.shards is None else {name: self.shards.parameters[name] for name in text}
 
     def shard(self) -> None:
         """Shard the model's weights, all of which are trained, over all ranks. All ranks must call it."""
@@ -446,6 +459,16 @@ def _decoder_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ModelError(f"{type(model).__name__}: no list of {count} decoder layers found; this architecture is unknown")
+
+
+def _text_weights(model: Any) -> dict[str, nn.Parameter]:
+    """The weights that text goes through, by name: all, or those of a multimodal model's text model and head."""
+    every = dict(model.named_parameters())
+    if model.config.get_text_config() is model.config:
+        return every
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    text = {id(parameter) for part in parts for parameter in part.parameters()}
+    return {name: parameter for name, parameter in every.items() if id(parameter) in text}
 
 
 def _view(base: nn.Module, layers: list[nn.Module], norm: nn.Module) -> nn.Module:

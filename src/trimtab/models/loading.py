@@ -32,6 +32,16 @@ def resolve(name: str) -> str:
     return os.path.expanduser(name)
 
 
+def described_by(name: str) -> str:
+    """The folder or hub id that holds a model's config.json: for an adapter, its base.
+
+    Raises:
+        ModelError: as :func:`~trimtab.models.weights_check.adapter_base`.
+    """
+    place = resolve(name)
+    return adapter_base(place) or place
+
+
 def model_identity(config: ModelConfig) -> dict[str, Any]:
     """Identity of a model for fingerprints.
 
@@ -116,8 +126,7 @@ def load_chat(config: ModelConfig) -> Chat:
     Raises:
         ModelError: as :func:`load_tokenizer`, or the folder has no readable config.json.
     """
-    tokenizer, name = load_tokenizer(config), resolve(config.name)
-    name = adapter_base(name) or name
+    tokenizer, name = load_tokenizer(config), described_by(config.name)
     try:
         generation = GenerationConfig.from_pretrained(name)
     except Exception as fault:
@@ -230,10 +239,9 @@ def longest_context(name: str) -> int | None:
     Raises:
         ModelError: there is no such model.
     """
-    folder = resolve(name)
-    _check_exists(name, folder)
+    _check_exists(name, resolve(name))
     try:
-        config = AutoConfig.from_pretrained(adapter_base(folder) or folder)
+        config = AutoConfig.from_pretrained(described_by(name))
         return min(filter(None, [_limit(config), _selected(config)]), default=None)
     except ModelError:
         raise

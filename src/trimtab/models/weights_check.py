@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def load_weights(name: str, given: str) -> Any:
     base = adapter_base(name)
     _check_config(base or name, given)
     _check_copies(Path(base or name), given)
+    _mention_pickle(Path(base or name))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base or name,
         dtype=torch.float32,
@@ -142,8 +144,8 @@ def _has_weights(folder: Path) -> bool:
 def _check_copies(folder: Path, given: str) -> None:
     """Refuse a folder with weights both in one file and in several.
 
-    An index that lists only that file, or missing files, is not a second copy. A pickle beside safetensors is
-    not read, as in transformers: repositories keep it for older versions.
+    An index that lists only that file, or missing files, is not a second copy. Nor is a pickle, see
+    :func:`_mention_pickle`.
     """
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
@@ -155,6 +157,20 @@ def _check_copies(folder: Path, given: str) -> None:
         raise ModelError(
             f"{given} holds its weights twice, in model.safetensors and in the files that model.safetensors.index.json "
             f"lists (first: {others[0]}), and nothing says which are newer; keep only one of the two"
+        )
+
+
+@cache  # a run loads its model several times
+def _mention_pickle(folder: Path) -> None:
+    """Log which file is read, where repositories keep a pickle beside safetensors for older versions."""
+    weights, pickles = (sorted(folder.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
+    if weights and pickles:
+        _log.warning(
+            "%s: holds its weights twice; %s is read, as in transformers, and %s is not. If the latter is newer, move "
+            "the safetensors files away",
+            folder,
+            weights[0].name,
+            pickles[0].name,
         )
 
 

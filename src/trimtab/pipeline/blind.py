@@ -26,7 +26,7 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import now
 from trimtab.records import Comparison, Completion, Judgement, Prompt, Record, Rollout, read_records, write_records
 from trimtab.records.types import content_id
-from trimtab.storage import RunFolder, read_json
+from trimtab.storage import RunFolder, read_record
 
 ORDER = ("base", "sft", "start", "best_of", "policy")
 """Models from the earliest to the latest; a comparison counts the wins of the later one."""
@@ -206,7 +206,8 @@ class Readback:
 
 def load_keys(run: RunFolder) -> list[BlindKey]:
     """All readings of a run, oldest first."""
-    keys = [BlindKey.model_validate(read_json(path)) for path in (run.path / "blind").glob("*.key.json")]
+    lost = "restore it from a copy, or delete it and ask the readers again with `trimtab eval RECIPE --blind FILE`"
+    keys = [read_record(path, BlindKey, next_step=lost) for path in (run.path / "blind").glob("*.key.json")]
     return sorted(keys, key=lambda key: (key.created_at, key.digest))
 
 

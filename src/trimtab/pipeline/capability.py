@@ -26,9 +26,9 @@ from trimtab.files import write_json
 from trimtab.models import Chat, Encoded, Role, collate
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.context import Context
+from trimtab.pipeline.small_results import read_capability, read_capability_after
 from trimtab.records import Demonstration, Message, Prompt, read_records
 from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.storage import read_json
 
 FILE = "capability.json"
 """File in the folder of a training stage: results before and after it, item by item."""
@@ -90,9 +90,9 @@ class CapabilityCheck:
         heldout = context.folder("sft") / "heldout.jsonl"
         self._demonstrations = read_records(heldout, Demonstration) if context.config.sft is not None else []
         if earlier_check is not None:
-            self._before = Capability.model_validate(read_json(earlier_check / FILE)["after"])
+            self._before = read_capability_after(earlier_check)
         elif self._path.exists():  # an earlier attempt was interrupted in training
-            self._before = Capability.model_validate(read_json(self._path)["before"])
+            self._before = read_capability(self._path.parent).before
         else:
             self._before = self._measured(start)
             write_json(self._path, {"before": self._before.model_dump(), "after": None})

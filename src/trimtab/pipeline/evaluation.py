@@ -17,6 +17,7 @@ from trimtab.evals import (
     Interval,
     WinRow,
     alarms,
+    answer_p_values,
     copies,
     edited,
     gain_parts,
@@ -297,6 +298,7 @@ def compare(answers: dict[str, list[Rollout]], kl: list[float] | None, *, has_go
             )
             for name in names
         },
+        p_values=answer_p_values(*(answers[names[i]] for i in (0, -2, -1)), seed=seed) if len(names) > 1 else {},
         copied={name: tuple(r.prompt.id for r in answers[name] if copies(r.prompt.text, r.text)) for name in names},
         means={
             name: {judge: sum(r.rewards[judge] for r in answers[name]) / len(answers[name]) for judge in judges}

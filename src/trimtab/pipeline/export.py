@@ -33,6 +33,7 @@ from trimtab.errors import CheckpointError, ConfigError, ModelError
 from trimtab.files import sha256_file, storage_errors, write_atomic, write_folder, write_json
 from trimtab.models import AdapterConfig, Backbone, Chat, ModelConfig, Role, load_tensors, save_tensors
 from trimtab.models.loading import load_chat, resolve
+from trimtab.models.weights_check import adapter_base
 from trimtab.pipeline.config import RunConfig, load_recipe
 from trimtab.pipeline.context import Context, start_parts
 from trimtab.pipeline.model_card import model_card
@@ -167,8 +168,14 @@ class _Source:
         """Refuse models that are not adapters.
 
         Raises:
-            ConfigError: a stage trained all weights.
+            ConfigError: a stage trained all weights, or the run's model is itself an adapter.
         """
+        base = adapter_base(resolve(self.model.name))
+        if base is not None:
+            raise ConfigError(
+                f"{self.run.path}: the run's model {self.model.name} is itself an adapter, of {base}, and PEFT puts an "
+                "adapter only on full weights; drop --adapter to export merged weights"
+            )
         full = [name for name, _, adapter in self.parts if adapter.kind == "full"]
         if full:
             raise ConfigError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab.config import parse_config
 from trimtab.constitution import Constitution
 from trimtab.errors import DataError
 from trimtab.feedback import JudgeConfig, Verdict, pair_votes, usable_judgements
@@ -38,7 +39,7 @@ def questions_again(folder: Path, constitution: Constitution) -> dict[str, dict[
     """
     result = read_judge_result(folder)
     items = read_records(folder / "comparisons.jsonl", Comparison)
-    config = JudgeConfig.model_validate(result.settings)
+    config = parse_config(JudgeConfig, result.settings, where=f"{folder}: settings of judge.json")
     counts = {}
     for name, entry in result.judges.items():
         try:

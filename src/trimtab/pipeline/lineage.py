@@ -25,7 +25,7 @@ from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.traced import Trace, TracedFigure, TracedJudgement, TracedModel, TracedPair
 from trimtab.pipeline.vote_files import LEARNED_THUMBS, REFUSALS, WrongRefusal, thumbs_of
 from trimtab.records import Judgement, Preference, read_records
-from trimtab.storage import RunFolder, read_json, read_metrics
+from trimtab.storage import RunFolder, read_metrics, read_record
 from trimtab.trainers import HELDOUT, OfflineConfig
 
 FIGURES = ("win_rate", "kl", "reward_accuracy")
@@ -68,7 +68,8 @@ def trace(run: RunFolder, name: str, *, round: int | None = None) -> Trace:
             if thumb.id == name:
                 judgement = TracedJudgement(id=name, round=r.number, annotator=thumb.annotator, source=thumb.source)
                 file = r.run.stage("align") / LEARNED_THUMBS
-                parts = read_json(file) if file.is_file() and r.done("align", "label") else {}
+                known = file.is_file() and r.done("align", "label")
+                parts = read_record(file, dict[str, list[str]]) if known else {}
                 part = next((part for part, names in parts.items() if name in names), "left_out")
                 return Trace(
                     kind="judgement",

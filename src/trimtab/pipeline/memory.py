@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, ModelError, TrimtabError
 from trimtab.models import PASS_TOKENS, AdapterConfig, ModelConfig
 from trimtab.models.head import TABLE
-from trimtab.models.loading import resolve
+from trimtab.models.loading import described_by
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.scale import parts_of_weights
 from trimtab.rollout import SamplerConfig
@@ -232,7 +232,9 @@ def model_shape(config: ModelConfig) -> dict[str, int]:
     from transformers import AutoConfig
 
     try:
-        loaded = AutoConfig.from_pretrained(resolve(config.name)).get_text_config()
+        loaded = AutoConfig.from_pretrained(described_by(config.name)).get_text_config()
+    except ModelError:
+        raise
     except Exception as error:
         raise TrimtabError(f"{config.name}: its configuration cannot be read ({str(error).splitlines()[0]})") from error
     width, layers, vocabulary = loaded.hidden_size, loaded.num_hidden_layers, loaded.vocab_size

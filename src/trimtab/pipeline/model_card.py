@@ -13,7 +13,8 @@ from trimtab.models import embedded, load_tensors
 from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.evaluation_result import read_evaluation
 from trimtab.pipeline.reward_result import read_reward_result
-from trimtab.storage import RunFolder, read_json
+from trimtab.pipeline.small_results import read_sft
+from trimtab.storage import RunFolder
 
 STAGES = {"sft": ("sft",), "policy": ("sft", "align"), "reward": ("sft", "reward")}
 """Stages whose training is in each exported model."""
@@ -216,9 +217,9 @@ def _results(run: RunFolder, stage: str) -> str:
     lines: list[str] = []
     sft = run.stage("sft") / "sft.json"
     if stage == "sft" and sft.is_file():
-        facts = read_json(sft)
-        if facts["heldout_nll_before"] is not None:
-            before, after = facts["heldout_nll_before"], facts["heldout_nll_after"]
+        facts = read_sft(sft.parent)
+        before, after = facts.heldout_nll_before, facts.heldout_nll_after
+        if before is not None and after is not None:
             lines.append(f"- held-out negative log-likelihood: {before:.3f} → {after:.3f} nats per token")
     if stage == "reward":
         result = read_reward_result(run.stage("reward")).evaluation

@@ -55,10 +55,17 @@ from trimtab.pipeline.judge_result import read_judge_result
 from trimtab.pipeline.monitoring import read_alarms
 from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.round_rows import round_rows
+from trimtab.pipeline.small_results import (
+    read_agreement,
+    read_balance,
+    read_capability,
+    read_capability_after,
+    read_sft,
+)
 from trimtab.pipeline.suites import suites_of
-from trimtab.pipeline.vote_files import MEASURED, measured_lines
+from trimtab.pipeline.vote_files import measured_lines, read_measured
 from trimtab.records import Comparison, Judgement, Rollout, read_records
-from trimtab.storage import read_json, read_metrics, read_record
+from trimtab.storage import read_metrics, read_record
 from trimtab.trainers import HELDOUT, METHODS, OnlineConfig
 
 PRETRAINED = "the pretrained model"
@@ -276,20 +283,17 @@ def _capability(context: Context) -> tuple[CapabilityReport | None, tuple[Alarm,
             trained.append(("", "", context.run.first.stage("align")))
         trained.append(("start", "policy", context.folder("align")))
     for before, after, folder in trained if run.capability is not None else ():
-        measured = read_json(folder / FILE)
-        models.setdefault(names["base"], Capability.model_validate(measured["before"]))
+        measured = read_capability(folder)
+        models.setdefault(names["base"], measured.before)
         if context.run.number > 1 and before == "start":
-            models[names["start"]] = Capability.model_validate(measured["before"])
+            models[names["start"]] = measured.before
         if after and (context.run.number == 1 or after == "policy"):
-            models[names[after]] = Capability.model_validate(measured["after"])
+            models[names[after]] = read_capability_after(folder)
     return capability_report(models) if models else (None, ())
 
 
 def _balance(context: Context) -> tuple[Measure, ...]:
-    if context.config.balance is None:
-        return ()
-    balance = read_json(context.folder("balance") / "balance.json")
-    return tuple(Measure.model_validate(m) for m in balance["measures"])
+    return () if context.config.balance is None else read_balance(context.folder("balance")).measures
 
 
 def _label_lines(context: Context) -> tuple[str, ...]:
@@ -301,7 +305,7 @@ def _label_lines(context: Context) -> tuple[str, ...]:
         lines.append(f"critique and revision: {outcomes}")
         lines += [f"judge of revisions: {line}" for line in bias_lines(revised.judge)]
     if context.config.label is not None and context.config.label.source == "votes":
-        lines += measured_lines(read_json(context.folder("label") / MEASURED)["pairs"])
+        lines += measured_lines(read_measured(context.folder("label")).pairs)
     if context.config.label is not None and context.config.label.by_ai:
         hybrid = context.config.label.source == "hybrid"
         if hybrid:
@@ -431,14 +435,14 @@ def _series(context: Context, align: list[dict[str, Any]]) -> tuple[Series, ...]
         series.append(
             series_from_metrics(rows, "loss", panel="sft_loss", name="training", unit="nats per token", file=file)
         )
-        facts = read_json(context.folder("sft") / "sft.json")
-        if rows and facts["heldout_nll_before"] is not None:
+        facts = read_sft(context.folder("sft"))
+        if rows and facts.heldout_nll_before is not None and facts.heldout_nll_after is not None:
             series.append(
                 Series(
                     panel="sft_loss",
                     name="held out",
                     x=(0, rows[-1]["step"]),
-                    y=(facts["heldout_nll_before"], facts["heldout_nll_after"]),
+                    y=(facts.heldout_nll_before, facts.heldout_nll_after),
                     unit="nats per token",
                     file="stages/sft/sft.json",
                 )
@@ -516,8 +520,10 @@ def _turning_points(context: Context, align: list[dict[str, Any]]) -> dict[str, 
 
 
 def _agreement(context: Context) -> tuple[Estimate | None, tuple[Estimate, ...]]:
-    raw = read_json(context.folder("preferences") / "agreement.json")
-    estimates = {name: Estimate(name=AGREEMENT[name].title, **values) for name, values in raw.items()}
+    estimates = {
+        name: estimate.model_copy(update={"name": AGREEMENT[name].title if name in AGREEMENT else name})
+        for name, estimate in read_agreement(context.folder("preferences")).items()
+    }
     ceiling = estimates.get("leave_one_out")
     return (ceiling if ceiling is not None and ceiling.value is not None else None), tuple(estimates.values())
 

@@ -21,9 +21,10 @@ from trimtab.pipeline.context import Context
 from trimtab.pipeline.learning import usable_rankings
 from trimtab.pipeline.objectives import baselines, evaluations
 from trimtab.pipeline.reward_models import load_ranking_scorer, reward_backbone, reward_parts
+from trimtab.pipeline.small_results import read_agreement
 from trimtab.pipeline.ui import Ui
 from trimtab.records import Preference, Record
-from trimtab.storage import RunFolder, read_json
+from trimtab.storage import RunFolder
 from trimtab.trainers import (
     Ranking,
     encode_preferences,
@@ -220,8 +221,8 @@ def _prompts(preferences: Sequence[Preference]) -> list[str]:
 
 def _ceiling(run: RunFolder) -> Estimate | None:
     """How often one annotator agrees with the others, if the run measured it."""
-    file = run.stage("preferences") / "agreement.json"
-    return Estimate.model_validate(read_json(file)["leave_one_out"]) if file.exists() else None
+    folder = run.stage("preferences")
+    return read_agreement(folder).get("leave_one_out") if (folder / "agreement.json").exists() else None
 
 
 def _reliability(result: RewardModelEval) -> Any:

@@ -16,7 +16,7 @@ from trimtab.pipeline.reward_result import FIRST, RewardModel, read_trained
 from trimtab.records import Preference
 from trimtab.rollout import EnsembleConfig, ObjectiveScorer, RewardModels, RewardModelScorer
 from trimtab.rollout.rewards import RewardFunction
-from trimtab.storage import read_json
+from trimtab.storage import read_record
 from trimtab.trainers import (
     HELDOUT,
     Ranking,
@@ -184,7 +184,7 @@ def _load_model(
     assert context.config.reward is not None
     path = context.folder("reward") / model.file
     if model.name == WORDS:
-        weights = read_json(path)
+        weights = read_record(path, dict[str, float])
         return lambda rollouts: [(word_score(r.text, weights) - model.mean) / model.std for r in rollouts]
     role = reward_role(context, backbone, model.name)
     role.load_state(load_tensors(path))
@@ -211,7 +211,7 @@ def load_ranking_scorer(
     for model in models:
         if model.name in roles:
             roles[model.name].load_state(load_tensors(folder / model.file))
-    words = {model.name: read_json(folder / model.file) for model in models if model.name == WORDS}
+    words = {model.name: read_record(folder / model.file, dict[str, float]) for model in models if model.name == WORDS}
 
     def score(rankings: Sequence[Ranking], preferences: Sequence[Preference]) -> list[list[float]]:
         scored = {name: score_rankings(role, rankings) for name, role in roles.items()}

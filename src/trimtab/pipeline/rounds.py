@@ -7,10 +7,13 @@ from typing import Any
 
 from trimtab.config import parse_config
 from trimtab.errors import ConfigError, DataError
+from trimtab.files import locate
 from trimtab.pipeline.config import RunConfig, load_recipe, override
 from trimtab.pipeline.recipe_checks import check_recipe
 from trimtab.pipeline.run import PlannedRound, interruptible, origin, plan_stages, prepared, run_round
+from trimtab.pipeline.scale import require_one_process
 from trimtab.pipeline.ui import Ui
+from trimtab.pipeline.vote_files import check_votes_folder
 from trimtab.storage import RunFolder
 
 
@@ -49,10 +52,13 @@ def next_round(
         the round's folder.
 
     Raises:
-        DataError: there is no run, or there are no votes to learn from.
-        ConfigError: the last round is not finished, or the round it was made from has changed.
+        DataError: there is no run, the folder holds no votes (before anything is written), or there are no votes to
+            learn from.
+        ConfigError: this is one of several processes, the last round is not finished, or the round it was made from
+            has changed.
         StorageError: the run is being written.
     """
+    require_one_process(f"trimtab round {path}")
     run, ui = open_run(path), ui or Ui()
     with run.lock(), interruptible() as stopping:
         rounds = run.rounds()
@@ -73,6 +79,9 @@ def next_round(
         status = previous.status("align")
         assert status is not None, "it is finished"
         stages = plan_stages(config, recipe, current, start=status.fingerprint)
+        if any(item.stage.name == "label" and item.state != "done" for item in stages):
+            assert config.label is not None and config.label.votes is not None, "a round made from votes has both"
+            check_votes_folder(config.label.votes, Path(locate(config.label.votes.project, recipe.parent)))
         planned = PlannedRound(run=RunFolder(current.path), stages=stages, start=status.fingerprint)
         run_round(config, recipe, planned, ui, stopping, rounds=current.number)
     return current

@@ -34,12 +34,13 @@ from trimtab.pipeline.config import RunConfig, dump_config
 from trimtab.pipeline.context import SHARED_STAGES, Context
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.rates import fill_rates
-from trimtab.pipeline.scale import joined, threads_of
+from trimtab.pipeline.scale import ScaleConfig, joined, threads_of
 from trimtab.pipeline.stages import STAGES, Stage, stages_of
 from trimtab.pipeline.ui import Silent, Ui
 from trimtab.process import peak_memory
+from trimtab.records import Record
 from trimtab.rollout import FunctionReward
-from trimtab.storage import START, RunFolder, read_json, require_space
+from trimtab.storage import START, RunFolder, read_record, require_space
 from trimtab.trainers import ALONE, Group
 
 CODE = 8
@@ -48,6 +49,13 @@ CODE = 8
 
 RECIPE = "recipe.json"
 """File of a run with the path of its recipe."""
+
+
+class RecipeNote(Record):
+    """The content of :data:`RECIPE`."""
+
+    recipe: str
+    """Path of the recipe's file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,6 +181,7 @@ def run_recipe(
     until: str | None = None,
     ui: Ui | None = None,
     again: bool = False,
+    alone: bool = False,
 ) -> RunFolder:
     """Run a recipe's rounds, up to and including stage ``until`` of the last one.
 
@@ -186,13 +195,14 @@ def run_recipe(
         until: last stage; None: all.
         ui: console.
         again: run the last stage even if it is done.
+        alone: True: this process runs it by itself, whatever ``scale`` says.
 
     Raises:
         Interrupted: Ctrl-C; all finished work is kept, and the same command resumes the run.
         RankError: another process is missing or has stopped.
     """
     recipe, config = origin(recipe), prepared(config)
-    with joined(config.scale) as group, ExitStack() as stack:
+    with joined(ScaleConfig() if alone else config.scale) as group, ExitStack() as stack:
         ui = (ui or Ui()) if group.first else Silent()
         run = group.once("folder of the run", lambda: RunFolder(runs / config.name))
         group.once("lock of the run", lambda: stack.enter_context(run.lock()))
@@ -216,7 +226,7 @@ def origin(recipe: Path) -> Path:
     note = recipe.parent / RECIPE
     if recipe.name != "config.yaml" or not note.is_file():
         return recipe
-    first = Path(read_json(note)["recipe"])
+    first = Path(read_record(note, RecipeNote, next_step="delete it, and name the recipe's own file once").recipe)
     return first if first.is_file() else recipe
 
 

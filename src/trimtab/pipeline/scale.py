@@ -97,6 +97,19 @@ def starts_ranks(config: ScaleConfig) -> bool:
     return processes(config) > 1 and Place.from_environment() is None
 
 
+def require_one_process(command: str) -> None:
+    """Refuse to be one of several processes, each of which would do the whole work of ``command``.
+
+    Raises:
+        ConfigError: torchrun or ``trimtab run`` started this process as one of several.
+    """
+    place = Place.from_environment()
+    if place is not None:
+        raise ConfigError(
+            f"this is one of {place.size} processes, and `{command}` runs in one; start it without torchrun: {command}"
+        )
+
+
 @contextmanager
 def joined(config: ScaleConfig) -> Iterator[Group]:
     """The group of this run; the process leaves it at the end.

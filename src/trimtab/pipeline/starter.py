@@ -30,8 +30,7 @@ from trimtab.feedback import load_callable
 from trimtab.files import write_atomic
 from trimtab.models import ModelConfig
 from trimtab.models.layouts import window_of
-from trimtab.models.loading import load_chat, longest_context, resolve
-from trimtab.models.weights_check import adapter_base
+from trimtab.models.loading import described_by, load_chat, longest_context
 from trimtab.pipeline.config import load_recipe
 from trimtab.pipeline.memory import fit_memory
 from trimtab.pipeline.starter_facts import RECORDS, Answers, Data, Kind, Lengths
@@ -142,8 +141,7 @@ def _fitting(answers: Answers, recipe: Path) -> str:
 def _lengths(answers: Answers) -> Lengths:
     model = ModelConfig(name=answers.model, context=10**9, chat_template=answers.chat_template)
     chat = load_chat(model)
-    name = resolve(answers.model)
-    shape: Any = AutoConfig.from_pretrained(adapter_base(name) or name).get_text_config()
+    shape: Any = AutoConfig.from_pretrained(described_by(answers.model)).get_text_config()
     cap = 2048 if answers.machine.kind == "cpu" else 8192
     context_limit = min(n for n in (longest_context(answers.model), window_of(shape), cap) if n)
     longest_answer = 128 if answers.machine.kind == "cpu" else 512

@@ -27,7 +27,7 @@ from trimtab.pipeline.rounds import recipe_of
 from trimtab.pipeline.ui import Silent
 from trimtab.records import Preference, Prompt, Record, read_records
 from trimtab.rollout import LocalSampler, SamplerConfig
-from trimtab.storage import RunFolder, read_json
+from trimtab.storage import RunFolder, read_record
 from trimtab.trainers import OnlineConfig, answer_logprobs, encode_preferences
 
 START = "tune.json"
@@ -36,6 +36,13 @@ PREDICTED = "predicted.json"
 """File of a round with the predictions of its choices, and answers before and after it."""
 FIXED_PROMPTS = 3
 """Number of fixed prompts whose answers before and after are shown."""
+
+
+class TuneStart(Record):
+    """Where tuning began."""
+
+    round: int
+    """The newest round at that time."""
 
 
 class Predicted(Record):
@@ -87,7 +94,7 @@ def first_round(run: RunFolder) -> int:
     """The round from which tuning began; the first call stores it."""
     if not (run.path / START).is_file():
         write_json(run.path / START, {"round": run.newest().number})
-    return read_json(run.path / START)["round"]
+    return read_record(run.path / START, TuneStart).round
 
 
 def tuned_rounds(run: RunFolder) -> list[RunFolder]:
@@ -100,7 +107,7 @@ def predictions(round: RunFolder) -> Predicted | None:
     status = round.status("align")
     if status is None or not (round.path / PREDICTED).is_file():
         return None
-    stored = Predicted.model_validate(read_json(round.path / PREDICTED))
+    stored = read_record(round.path / PREDICTED, Predicted)
     return stored if stored.policy == status.fingerprint else None
 
 

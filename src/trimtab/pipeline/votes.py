@@ -22,12 +22,15 @@ from trimtab.pipeline.vote_files import (
     MEASURED,
     REFUSALS,
     THUMBS,
+    MeasuredVotes,
     WrongRefusal,
+    check_votes_folder,
+    is_export,
     measure,
     measured_lines,
     thumbs_of,
 )
-from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, write_records
+from trimtab.records import Comparison, Judgement, Prompt, Rating, read_records, to_plain, write_records
 from trimtab.records.annotation import judgements_of, rating_of
 from trimtab.storage import RunFolder
 from trimtab.storage.chat import UNJUSTIFIED_REFUSAL, record_round
@@ -71,7 +74,8 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     assert label is not None and label.votes is not None
     config, folder = label.votes, context.folder("label")
     source = Path(context.data_path(config.project))
-    exported = (source / "judgements.jsonl").is_file()
+    check_votes_folder(config, source)
+    exported = is_export(source)
     votes = _unused_votes(_of_export(source) if exported else _of_project(config, source), context, label)
     if not votes.thumbs and not any(j.ranks is not None for j in votes.judgements):
         raise DataError(
@@ -85,7 +89,8 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
     write_records(folder / REFUSALS, votes.refusals)
     people = {v.annotator for v in (*votes.judgements, *votes.thumbs) if v.annotator is not None}
     measured = measure(votes.items, votes.judgements)
-    write_json(folder / MEASURED, {"pairs": measured, "dropped": dict(votes.dropped), "project": config.project})
+    stored = MeasuredVotes(pairs=tuple(measured), dropped=votes.dropped, project=config.project)
+    write_json(folder / MEASURED, to_plain(stored))
     if not exported:
         with open_store(source, config.database) as store:
             record_round(store, f"{context.config.name}, round {context.run.number}", people)
@@ -113,11 +118,6 @@ def run_votes(context: Context) -> tuple[Counts, list[str]]:
 
 
 def _of_project(config: VotesConfig, folder: Path) -> Collected:
-    if config.database is None and not (folder / "labels.db").is_file():
-        raise DataError(
-            f"{config.project}: holds neither labels.db nor judgements.jsonl; name the project of `trimtab serve "
-            "--chat` or `trimtab annotate`, or an export in the format judgements"
-        )
     with open_store(folder, config.database) as store:
         return of_snapshot(take_snapshot(store))
 

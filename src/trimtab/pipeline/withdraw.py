@@ -5,7 +5,6 @@ annotators. Its recipe names the annotators in ``label.without``, so its prefere
 again. The old run does not change: it is the record of what was trained on what.
 """
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -23,10 +22,19 @@ from trimtab.pipeline.config import RunConfig, dump_config, load_recipe
 from trimtab.pipeline.reward_result import read_reward_result
 from trimtab.pipeline.rounds import open_run, recipe_of
 from trimtab.pipeline.run import RECIPE, PlannedRound, interruptible, plan_stages, prepared, run_round
+from trimtab.pipeline.scale import require_one_process
 from trimtab.pipeline.stages import stages_of
 from trimtab.pipeline.ui import Ui
-from trimtab.pipeline.vote_files import MEASURED, REFUSALS, THUMBS, WrongRefusal, measure, thumbs_of
-from trimtab.records import Comparison, Judgement, Preference, Rating, read_records, write_records
+from trimtab.pipeline.vote_files import (
+    MEASURED,
+    REFUSALS,
+    THUMBS,
+    WrongRefusal,
+    measure,
+    read_measured,
+    thumbs_of,
+)
+from trimtab.records import Comparison, Judgement, Preference, Rating, read_records, to_plain, write_records
 from trimtab.storage import RunFolder, read_json
 
 WITHDRAWN = "withdrawn.json"
@@ -89,6 +97,7 @@ def withdraw(
             name.
         StorageError: the run is being written.
     """
+    require_one_process("trimtab data withdraw")
     run, ui = open_run(path), ui or Ui()
     config = load_recipe(path / "config.yaml")
     with run.lock(), interruptible() as stopping:
@@ -195,7 +204,7 @@ def _remove_judgements(label: Path, annotators: Collection[str]) -> None:
     stored = read_records(label / "judgements.jsonl", Judgement)
     judgements = [j for j in stored if j.annotator not in annotators]
     write_records(label / "judgements.jsonl", judgements)
-    status = json.loads((label / "status.json").read_text())
+    status = read_json(label / "status.json")
     counts = status["counts"] | {"judgements": len(judgements)}
     if (label / "people.jsonl").is_file():  # labels by AI judges and people
         people = read_records(label / "people.jsonl", Judgement)
@@ -212,7 +221,8 @@ def _remove_judgements(label: Path, annotators: Collection[str]) -> None:
         judged = {j.item for j in judgements}
         items = [item for item in read_records(label / "comparisons.jsonl", Comparison) if item.id in judged]
         write_records(label / "comparisons.jsonl", items)
-        write_json(label / MEASURED, read_json(label / MEASURED) | {"pairs": measure(items, judgements)})
+        measured = read_measured(label).model_copy(update={"pairs": tuple(measure(items, judgements))})
+        write_json(label / MEASURED, to_plain(measured))
         people = {j.annotator for j in judgements}
         counts |= {"items": len(items), "people": len(people), "refusals": len(refusals)}
     outputs = {name: sha256_file(label / name) for name in status["outputs"]}

@@ -272,10 +272,10 @@ class Tuning:
         newest, previous = (m.checkpoint[:8] for m in self.page.pair)
         collected = of_snapshot(take_snapshot(self.store))
         for row in measure(collected.items, collected.judgements):
-            if newest in row["model"] and previous in str(row["rival"]):
-                return {name: row[name] for name in ("rate", "low", "high", "n")}
-            if newest in str(row["rival"]) and previous in row["model"]:
-                return {"rate": 1 - row["rate"], "low": 1 - row["high"], "high": 1 - row["low"], "n": row["n"]}
+            if newest in row.model and previous in row.rival:
+                return {"rate": row.rate, "low": row.low, "high": row.high, "n": row.n}
+            if newest in row.rival and previous in row.model:
+                return {"rate": 1 - row.rate, "low": 1 - row.high, "high": 1 - row.low, "n": row.n}
         return None
 
     def progress(self) -> Mapping[str, Any]:

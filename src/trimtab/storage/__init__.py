@@ -2,6 +2,7 @@
 
 from trimtab.storage.journal import Journal
 from trimtab.storage.run import (
+    REPLACE,
     START,
     MetricsLog,
     RunFolder,
@@ -13,6 +14,7 @@ from trimtab.storage.run import (
 )
 
 __all__ = [
+    "REPLACE",
     "START",
     "Journal",
     "MetricsLog",

@@ -29,13 +29,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from trimtab.errors import DataError, StorageError
 from trimtab.files import sha256_file, storage_errors, write_atomic, write_json
-from trimtab.records import Record
 
-R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 ROUNDS = "rounds"
 """Folder of the rounds after the first."""
@@ -304,22 +303,23 @@ def read_json(path: Path, *, next_step: str | None = None) -> Any:
         raise DataError(f"{path}: damaged JSON ({error}); {step}") from None
 
 
-def read_record(path: Path, kind: type[R], *, next_step: str | None = None) -> R:
-    """A JSON file that a stage wrote from one record.
+def read_record(path: Path, kind: type[T], *, next_step: str | None = None) -> T:
+    """A JSON file that a stage wrote from one value: a record, or a dict or list of records or plain values.
 
     ``next_step``: how to create the file again; None: run the stage that lists it among its outputs.
 
     Raises:
-        DataError: the file is missing, damaged, or no such record; the message gives the field and the next step.
+        DataError: the file is missing, damaged, or no such value; the message gives the field and the next step.
     """
     try:
-        return kind.model_validate(read_json(path, next_step=next_step))
+        return TypeAdapter(kind).validate_python(read_json(path, next_step=next_step))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         value = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
+        name = kind.__name__ if isinstance(kind, type) else "result"
         raise DataError(
-            f"{path}: no valid {kind.__name__}: {field}: {first['msg']}{value}; the file is damaged or by another "
+            f"{path}: no valid {name}: {field}: {first['msg']}{value}; the file is damaged or by another "
             f"version of trimtab: {next_step or REPLACE}"
         ) from None
 

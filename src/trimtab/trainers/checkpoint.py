@@ -146,12 +146,13 @@ class Checkpoints:
             return 0, {}
         try:
             state = json.loads((latest / "state.json").read_text())
-        except (OSError, ValueError) as error:
+            fingerprint, step, extra = str(state["fingerprint"]), int(state["step"]), dict(state["extra"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{latest}: state.json is damaged ({error}); delete {latest} and run again") from None
-        if state["fingerprint"] != self.fingerprint:
+        if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{latest} was made under another configuration or other data (fingerprint "
-                f"{state['fingerprint'][:12]}, this run has {self.fingerprint[:12]}); restore the old settings to "
+                f"{fingerprint[:12]}, this run has {self.fingerprint[:12]}); restore the old settings to "
                 "continue it, or use another run name to start afresh"
             )
         roles = {name: learner.role for name, learner in learners.items()}
@@ -162,7 +163,7 @@ class Checkpoints:
                 raise CheckpointError(f"{latest}/{name}.safetensors: {error}") from None
         for name, learner in learners.items():
             learner.load_optimizer_state(load_tensors(latest / f"{name}.optimizer.safetensors"))
-        return int(state["step"]), state["extra"]
+        return step, extra
 
     def _check_equal(self, step: int, learners: Mapping[str, Learner]) -> None:
         """Refuse to continue with weights that differ between ranks."""
