@@ -177,7 +177,7 @@ def stage_gb(
     untouched = storage.frozen * shape["parameters"]
     trained = _trained(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # only SFT trains the trunk itself
-    trunk = 0 if full and isinstance(section, RewardConfig | ProcessConfig) else frozen  # the frozen weights that are sharded
+    trunk = 0 if full and isinstance(section, RewardConfig | ProcessConfig) else frozen  # what is sharded of it
     held = frozen - trunk + trunk / parts + trained
     critic = 0.0
     if isinstance(section, PpoConfig) and not section.shared_critic:  # a separate critic is as large as the policy
