@@ -157,6 +157,10 @@ def test_weights_are_divided_only_where_there_are_several_that_train_them(tmp_pa
             r"no section trains a model; add sft, reward, process or align",
         ),
         (
+            {"scale": TWO | {"shard": True}, "sft": SMALL["sft"] | {"adapter": {"rank": 4, "experts": True}}},
+            r"sft\.adapter\.experts is true, which is untested",
+        ),
+        (
             {
                 "scale": TWO | {"shard": True},
                 "align": SMALL["align"] | {"sampler": {"engine": "vllm", "max_new_tokens": 12}},

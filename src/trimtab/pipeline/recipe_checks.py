@@ -49,11 +49,19 @@ def _check_scale(config: RunConfig) -> Iterator[str]:
     yield from check_scale(config.scale)
     if not config.scale.shard:
         return
-    if not any((config.sft, config.reward, config.process, config.align)):
+    trained = {name: getattr(config, name) for name in ("sft", "reward", "process", "align")}
+    sections = {name: section for name, section in trained.items() if section is not None}
+    if not sections:
         yield (
             "scale.shard is true and no section trains a model; add sft, reward, process or align, or set scale.shard: "
             "false"
         )
+    for name, section in sections.items():
+        if section.adapter.kind == "lora" and section.adapter.experts:
+            yield (
+                f"scale.shard is true and {name}.adapter.experts is true, which is untested with sharded weights; set "
+                "experts: false, or scale.shard: false"
+            )
     align = config.align
     if isinstance(align, OnlineConfig) and align.sampler.engine == "vllm":
         yield (
