@@ -130,8 +130,7 @@ def adapters(group: Group) -> dict:
     with torch.no_grad():
         adapted, reference = role.logprobs(batch), Role(backbone).logprobs(batch)
         with backbone.merged("first"):  # this rank alone, and the second one twice
-            for _ in range(1 + group.rank):
-                merged = Role(backbone).logprobs(batch)
+            merged = [Role(backbone).logprobs(batch) for _ in range(1 + group.rank)][0]
         restored = Role(backbone).logprobs(batch)
         second = Role.trainable(backbone, "second", LORA, seed=2)
         untrained = second.logprobs(batch)

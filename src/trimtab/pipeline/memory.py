@@ -19,12 +19,12 @@ from trimtab.pipeline.config import RunConfig
 from trimtab.pipeline.scale import parts_of_weights
 from trimtab.rollout import SamplerConfig
 from trimtab.trainers import (
-    ONLINE,
     BcoConfig,
     KtoConfig,
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    OpponentConfig,
     OptimizerConfig,
     PpoConfig,
     ProcessConfig,
@@ -372,7 +372,7 @@ def _gathered(section: Section, policy: float, reference: float) -> float:
     Online methods gather one model after the other, unless the reference draws answers or other prompts are tried.
     """
     if isinstance(section, OnlineConfig):
-        both = ONLINE[section.method].opponent is not None or resample_attempts(section) > 0
+        both = isinstance(section, OpponentConfig) or resample_attempts(section) > 0
         return policy + (reference if both else 0)
     if isinstance(section, KtoConfig):
         return policy + reference
