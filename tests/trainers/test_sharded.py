@@ -130,7 +130,7 @@ def adapters(group: Group) -> dict:
     with torch.no_grad():
         adapted, reference = role.logprobs(batch), Role(backbone).logprobs(batch)
         with backbone.merged("first"):  # this rank alone, and the second one twice
-            merged = [Role(backbone).logprobs(batch) for _ in range(1 + group.rank)][0]
+            merged, *_ = [Role(backbone).logprobs(batch) for _ in range(1 + group.rank)]
         restored = Role(backbone).logprobs(batch)
         second = Role.trainable(backbone, "second", LORA, seed=2)
         untrained = second.logprobs(batch)
