@@ -133,7 +133,7 @@ def test_all_weights_of_a_7b_model_fit_eight_devices_when_they_are_sharded(tmp_p
         fitting(load_recipe(recipe, [*sets, f"scale.shard={shard}"]), MACHINES["h200x8"]) for shard in ("false", "true")
     )
     assert round(replicated.gb["align"]) == 264 and "try scale.shard: true" in replicated.lines[0]
-    assert round(sharded.gb["align"]) == 110 and not sharded.lines
+    assert round(sharded.gb["align"]) == 77 and not sharded.lines
 
 
 def test_a_plan_for_a_machine_says_that_it_is_a_prediction(tmp_path):

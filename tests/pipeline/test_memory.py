@@ -147,9 +147,30 @@ def test_sharded_weights_are_counted_by_part_and_whole_where_they_are_gathered(t
     reward = apart["false", None] - (0.7 + frozen + 16 * models + max(head, 1.2 * 4 * critics))
     assert apart["false", None] == apart["false", 8] and reward == pytest.approx(0, abs=0.01)
     for ranks in (4, 8):
-        drawing = frozen + 16 * models / ranks + 4 * models + 1.2 * 4 if stage == "align" else 4.0
-        update = frozen + 16 * models / ranks + head + 1.2 * 4 * (4 * 0.01 + 3 * 0.2)
-        assert apart["true", None if ranks == 4 else 8] == pytest.approx(0.7 + max(drawing, update), abs=0.01)
+        loaded = frozen + 4 * models
+        held = (frozen + 16 * models) / ranks
+        drawing = held + 4 + 1.2 * 4 if stage == "align" else 0.0  # the policy whole, and packed
+        update = held + head + 1.2 * 4 * (4 * 0.01 + 3 * 0.2)
+        assert apart["true", None if ranks == 4 else 8] == pytest.approx(0.7 + max(loaded, drawing, update), abs=0.01)
+
+
+def test_a_sharded_trunk_is_counted_by_part_and_whole_where_it_is_gathered(tmp_path):
+    """A billion weights of 2 bytes, as above; adapters are next to nothing."""
+    shape = {"parameters": 10**9, "layer": 10**7, "layers": 80, "head": 10**8, "vocabulary": 1, "width": 1, "keys": 1,
+             "inner": 1, "experts": 0, "expert": 0}  # fmt: skip
+    everywhere = ["model.frozen_precision=bfloat16", "model.precision=bfloat16"]
+    lora = [f"{stage}.adapter={{kind: lora, rank: 1}}" for stage in ("sft", "align")]
+    recipe = toy_recipe(tmp_path, scale={"kind": "torchrun", "processes": 4})
+    whole, parts = (load_recipe(recipe, [*everywhere, *lora, f"scale.shard={on}"]) for on in ("false", "true"))
+    assert parts.sft is not None and parts.align is not None
+    tokens = round(2e9 / (4 * 14 * 81))  # activations of 2 GB: 14 floats for each layer and the last states
+    assert stage_gb(whole, parts.sft, shape, tokens=tokens) == pytest.approx(0.7 + 2 + 1.2 * 2, rel=0.01)
+    passing = 2 * (3 * 0.01 + 0.2)  # three layers, embedding and head
+    expected = 0.7 + 2 / 4 + 1.2 * (2 + passing)
+    assert stage_gb(parts, parts.sft, shape, tokens=tokens) == pytest.approx(expected, rel=0.01)
+    assert stage_gb(parts, parts.sft, shape) == pytest.approx(0.7 + 2 / 4 + 2, rel=0.01)  # for the check at the end
+    drawing = 1.2 * (2 + 2 * 0.8)  # packed weights, and adapted ones merged
+    assert stage_gb(parts, parts.align, shape) == pytest.approx(0.7 + 2 / 4 + 2 + drawing, rel=0.01)
 
 
 def test_states_of_frozen_layers_are_counted(tmp_path):

@@ -82,12 +82,13 @@ WHOLE = {
 
 
 @pytest.mark.slow
-def test_a_whole_recipe_with_sharded_weights_gives_what_one_process_gives(tmp_path: Path):
-    recipe = str(toy_recipe(tmp_path, capability={}, **SMALL | WHOLE))
+@pytest.mark.parametrize(("sections", "within"), [(SMALL, 2e-6), (SMALL | WHOLE, 1e-5)], ids=["adapters", "all"])
+def test_a_whole_recipe_with_sharded_weights_gives_what_one_process_gives(tmp_path: Path, sections: Any, within: float):
+    recipe = str(toy_recipe(tmp_path, capability={}, **sections))
     run(recipe, str(tmp_path / "one"))
     several = ["scale.kind=torchrun", "scale.processes=2", "scale.deadline=60", "scale.shard=true"]
     assert on_ranks(2, run, recipe, str(tmp_path / "two"), *several, joined=False) == [True, True]
-    same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy", within=1e-5)
+    same_results(tmp_path / "one" / "toy", tmp_path / "two" / "toy", within=within)
 
 
 def test_a_stage_is_finished_when_all_ranks_have_its_results(tmp_path: Path):
@@ -151,11 +152,18 @@ def test_weights_are_divided_only_where_there_are_several_that_train_them(tmp_pa
         ({"scale": {"shard": True}}, r"scale\.shard is true and scale\.kind is 'inline'"),
         ({"scale": {"kind": "ray", "shard": True}}, r"scale\.shard is true and scale\.kind is 'ray'"),
         ({"scale": TWO | {"processes": 1, "shard": True}}, r"scale\.processes 1: there is no process"),
-        ({"scale": TWO | {"shard": True}}, r"sft, reward, align trains adapters only"),
+        (
+            {"scale": TWO | {"shard": True}, "sft": None, "reward": None, "align": None, "rewards": None},
+            r"no section trains a model; add sft, reward, process or align",
+        ),
+        (
+            {"scale": TWO | {"shard": True}, "sft": SMALL["sft"] | {"adapter": {"rank": 4, "experts": True}}},
+            r"sft\.adapter\.experts is true, which is untested",
+        ),
         (
             {
                 "scale": TWO | {"shard": True},
-                "align": SMALL["align"] | {"adapter": FULL, "sampler": {"engine": "vllm", "max_new_tokens": 12}},
+                "align": SMALL["align"] | {"sampler": {"engine": "vllm", "max_new_tokens": 12}},
             },
             r"align\.sampler\.engine 'vllm', which is untested",
         ),
@@ -199,7 +207,7 @@ def test_plan_says_what_several_processes_share(tmp_path: Path):
     assert any("Processes: 2" in line for line in made["objective"])
     divided = toy_recipe(tmp_path, scale=TWO | {"shard": True}, sft=SMALL["sft"] | {"adapter": FULL})
     made = make_plan(load_recipe(divided), divided, tmp_path / "runs")
-    assert any("each process holds 1/2 of them" in line for line in made["objective"])
+    assert any("each process holds 1/2 of its weights" in line for line in made["objective"])
     cores = os.cpu_count() or 1
     assert scale_warnings(ScaleConfig(**TWO), cores)[0].endswith(f"set threads: {max(1, cores // 2)}")
     assert scale_warnings(ScaleConfig(), cores) == []

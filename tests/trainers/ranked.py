@@ -149,16 +149,17 @@ def process(group: Group, double: bool, adapter: AdapterConfig) -> Result:
 
 
 def preference(group: Group, double: bool, config: Any) -> Result:
-    policy = Role.trainable(tiny_backbone(tied=True), "policy", config.adapter, seed=1)
-    reference = None
-    if not double:
-        reference = answer_logprobs(Role(policy.backbone), rankings(policy.backbone.chat, 10))
-    policy = precise(policy, double)
+    trunk = tiny_backbone(tied=True)
     if double:
-        reference = answer_logprobs(Role(policy.backbone), rankings(policy.backbone.chat, 10))
+        trunk.model.double()
+    policy, start = Role.trainable(trunk, "policy", config.adapter, seed=1), Role(trunk)
+    reference = answer_logprobs(start, rankings(trunk.chat, 10))
+    policy = precise(policy, double)
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
-    train_preference(policy, rankings(policy.backbone.chat, 10), config, reference=reference, seed=0, session=session)
+    pairs = rankings(trunk.chat, 10)
+    train_preference(policy, pairs, config, reference=reference, seed=0, session=session, start=start)
+    assert (trunk.shards is not None) == group.shards
     return result(session, rows, policy)
 
 
@@ -171,6 +172,7 @@ def kto(group: Group, double: bool, config: KtoConfig) -> Result:
     session = Session(log=rows.append, group=group)
     answers = judged_from_rankings(rankings(backbone.chat, 10))[0]
     train_kto(policy, Role(backbone), answers, config, seed=0, session=session)
+    assert (backbone.shards is not None) == group.shards
     return result(session, rows, policy)
 
 
@@ -231,6 +233,7 @@ def online(group: Group, double: bool, config: Any, *, tied: bool = False, score
     train_rl(
         roles, prompts(5), scorer, config, seed=3, session=session, imitate=imitate, monitor=monitor, weights=weights
     )
+    assert (roles.reference.backbone.shards is not None) == group.shards
     trained = [role for role in (roles.policy, roles.critic, *judges) if role is not None]
     return result(session, rows, *trained) | {"texts": texts}
 
@@ -252,15 +255,20 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "sft full gpt2 packed": (sft, (FULL,), {"architecture": "gpt2", "packing": True}),
     "sft full 8 bits": (sft, (FULL,), {"optimizer": EIGHT_BITS, "width": 64}),
     "sft full qwen2": (sft, (FULL,), {"architecture": "qwen2", "tied": True}),
+    "sft lora checkpointing": (sft, (DROPPED,), {"dropout": 0.1, "checkpointing": True, "tied": True}),
+    "sft lora gpt2 packed": (sft, (LORA,), {"architecture": "gpt2", "packing": True}),
     "reward lora": (reward, (TOP,), {"centring": 0.01}),
     "reward full": (reward, (FULL,), {}),
     "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
     "process lora": (process, (TOP,), {}),
     "process full": (process, (FULL,), {}),
     "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR),), {}),
+    "dpo lora moving": (preference, (DpoConfig(adapter=TOP, reference_update=MOVING, **PAIR),), {}),
+    "dpo full moving": (preference, (DpoConfig(adapter=FULL, reference_update=MOVING, **PAIR),), {}),
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
     "bco lora": (preference, (BcoConfig(adapter=LORA, **PAIR),), {}),
     "kto lora": (kto, (KtoConfig(adapter=TOP, **PAIR),), {}),
+    "kto lora moving": (kto, (KtoConfig(adapter=LORA, reference_update=MOVING, **PAIR | ODD),), {}),
     "bco full": (preference, (BcoConfig(adapter=FULL, **PAIR | ODD),), {}),
     "kto full": (kto, (KtoConfig(adapter=FULL, **PAIR | ODD),), {}),
     "ppo lora ptx": (online, (PpoConfig(adapter=TOP, critic=STEADY, ptx=PtxConfig(batch=3), **STEP),), {}),

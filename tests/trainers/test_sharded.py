@@ -1,4 +1,4 @@
-"""Ranks that hold a part of every weight each train what one process trains, and write what it writes."""
+"""Ranks that hold a part of every weight, or of every frozen weight, train what one process trains, and write it."""
 
 import shutil
 from collections.abc import Callable
@@ -9,15 +9,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.ranks import die, on_ranks
-from tests.trainers.ranked import CASES, EIGHT_BITS, FULL, STEADY, apart, check_equal, conversations, precise, sft_until
+from tests.trainers.ranked import (
+    CASES,
+    EIGHT_BITS,
+    FULL,
+    LORA,
+    STEADY,
+    TOP,
+    apart,
+    check_equal,
+    conversations,
+    precise,
+    sft_until,
+)
 from trimtab.errors import DataError, RankError, StorageError
-from trimtab.models import Role
+from trimtab.models import Backbone, Batch, Chat, FrozenStates, Role, collate
 from trimtab.models.sharded import is_sharded, part, save_whole
-from trimtab.testing import tiny_backbone
+from trimtab.testing import tiny_backbone, tiny_model, tokenizer
 from trimtab.trainers import ALONE, Group, Learner, Norms, OptimizerConfig
 
-FULL_CASES = [case for case in CASES if "full" in case]
-QUICK = ["reward full", "bco full", "kto full", "ppo full tied", "process full", "sft full 8 bits"]
+QUICK = ["reward full", "bco full", "kto full", "ppo full tied", "process full", "sft full 8 bits", "dpo lora"]
 """SFT with moments of 32 bits is below, where it stops and continues."""
 
 
@@ -27,8 +38,9 @@ def test_two_ranks_with_half_of_the_weights_each_equal_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-def test_every_trainer_on_two_and_three_ranks_equals_one(double: bool):
-    check_equal([2, 3], FULL_CASES, double, shards=True)
+@pytest.mark.parametrize("full", [False, True], ids=["adapters", "all weights"])
+def test_every_trainer_on_two_and_three_ranks_equals_one(double: bool, full: bool):
+    check_equal([2, 3], [case for case in CASES if ("full" in case) == full], double, shards=True)
 
 
 # What a rank holds ------------------------------------------------------------------------
@@ -84,6 +96,123 @@ def test_each_rank_holds_its_part_and_the_first_one_writes_the_whole(tmp_path: P
     assert written.keys() == expected.keys() == load_file(tmp_path / "1.safetensors").keys()
     for name, values in expected.items():
         assert written[name].dtype == values.dtype and torch.equal(written[name], values), name
+
+
+# Adapters on a sharded trunk -----------------------------------------------------------------
+
+
+def batch_of(backbone: Backbone, *numbers: int) -> Batch:
+    rows = [conversations(backbone.chat, 4)[number] for number in numbers]
+    return collate([row.tokens for row in rows], [row.response_mask for row in rows], backbone.device)
+
+
+def learner_of(role: Role, group: Group) -> Learner:
+    return Learner(role, STEADY, 2, group=group)
+
+
+def step_of(learner: Learner, *, states: FrozenStates | None = None) -> None:
+    """A step of three micro-batches: on two ranks the second one makes a pass that counts nothing."""
+    role = learner.role
+    parts = [([str(number)], batch_of(role.backbone, number)) for number in range(3)]
+    learner.step(
+        parts, lambda part, norms: (-role.logprobs(part, states=states).sum(), {}), Norms(tokens=1, sequences=3)
+    )
+
+
+def adapters(group: Group) -> dict:
+    """A second adapter comes on a trunk that is sharded with the first; then the first becomes part of the trunk."""
+    role = precise(Role.trainable(tiny_backbone(tied=True), "first", TOP, seed=1), double=True)
+    backbone, learner = role.backbone, learner_of(role, group)
+    assert group.shards or backbone.shards is None
+    numbers = {name: part(weight).numel() for name, weight in backbone.model.named_parameters()}
+    step_of(learner)
+    batch = batch_of(backbone, 3)
+    with torch.no_grad():
+        adapted, reference = role.logprobs(batch), Role(backbone).logprobs(batch)
+        with backbone.merged("first"):  # this rank alone, and the second one twice
+            merged, *_ = [Role(backbone).logprobs(batch) for _ in range(1 + group.rank)]
+        restored = Role(backbone).logprobs(batch)
+        second = Role.trainable(backbone, "second", LORA, seed=2)
+        untrained = second.logprobs(batch)
+        backbone.merge("first")
+        after_merge = Role(backbone).logprobs(batch)
+    step_of(learner_of(second, group))
+    return {
+        "numbers": numbers,
+        "pairs": [(adapted, merged), (adapted, after_merge), (reference, restored), (reference, untrained)],
+        "values": {"adapted": adapted, "trained": second.logprobs(batch).detach(), **second.state()},
+    }
+
+
+def test_adapters_are_whole_on_a_trunk_of_which_each_rank_holds_a_part():
+    one, ranks = adapters(ALONE), on_ranks(2, adapters, shards=True)
+    for name, number in one["numbers"].items():
+        first, second = (rank["numbers"][name] for rank in ranks)
+        assert first + second == (2 * number if ".lora_" in name else number), name
+        assert ".lora_" in name or max(first, second) <= number // 2 + 32, name
+    for rank in (one, *ranks):
+        assert not torch.equal(*(pair[0] for pair in rank["pairs"][1:3]))  # the adapter has learned something
+        for left, right in rank["pairs"]:
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+        for name, values in one["values"].items():
+            assert torch.allclose(rank["values"][name].double(), values.double(), rtol=1e-10, atol=1e-10), name
+
+
+def frozen(group: Group) -> dict:
+    """Which layers run on a sharded trunk with stores of frozen states that are empty, of this rank alone, complete."""
+    role = precise(Role.trainable(tiny_backbone(), "top", TOP, seed=1), double=True)
+    backbone, learner, ran = role.backbone, learner_of(role, group), []
+    backbone.layers[0].register_forward_hook(lambda *_: ran.append(1))
+
+    def runs(states: FrozenStates) -> int:
+        ran.clear()
+        step_of(learner, states=states)
+        return len(ran)
+
+    own = FrozenStates(backbone)
+    with backbone.gathered():
+        inside = own.of(batch_of(backbone, group.rank))
+    complete, short = FrozenStates(backbone), FrozenStates(backbone, limit=5)
+    for states in (complete, short):
+        states.fill([batch_of(backbone, 0, 1), batch_of(backbone, 2)])
+    counts = [runs(states) for states in (FrozenStates(backbone), own, complete, short)]
+    missing = "none"
+    try:
+        role.logprobs(batch_of(backbone, 3), states=complete)
+    except AssertionError as error:
+        missing = str(error)
+    return {"inside": inside, "counts": counts, "hits": complete.hits, "missing": missing, "state": role.state()}
+
+
+def test_frozen_layers_are_skipped_on_a_sharded_trunk_only_where_every_rank_skips_them():
+    one, ranks = frozen(ALONE), on_ranks(2, frozen, shards=True)
+    assert one["counts"] == [3, 2, 0, 3]  # one store has the states of one sequence
+    for rank in ranks:
+        assert rank["counts"] == [2, 2, 0, 2] and rank["hits"] == 2  # each makes two passes
+        assert "train on sequences that are not in their store" in rank["missing"]
+        for name, values in one["state"].items():
+            assert torch.allclose(rank["state"][name], values, rtol=1e-10, atol=1e-12), name
+    assert torch.allclose(ranks[0]["inside"], one["inside"], rtol=1e-12)
+
+
+def narrow(group: Group) -> dict:
+    """Adapters in float32 on a trunk in bfloat16."""
+    backbone = Backbone(tiny_model(), Chat(tokenizer(), context=128), dtype=torch.bfloat16, frozen_dtype=torch.bfloat16)
+    role = precise(Role.trainable(backbone, "narrow", LORA, seed=1), double=False)
+    learner = learner_of(role, group)
+    for _ in range(2):
+        step_of(learner)
+    return {"weights": [role.state()], "frozen": backbone.head.weight.dtype}
+
+
+@pytest.mark.slow
+def test_sharding_a_trunk_in_bfloat16_changes_no_bit():
+    replicated, sharded = (on_ranks(2, narrow, shards=shards)[1] for shards in (False, True))
+    assert replicated["frozen"] == sharded["frozen"] == torch.bfloat16
+    assert apart(replicated, sharded) == 0.0
+
+
+# Files ------------------------------------------------------------------------------------
 
 
 def no_disk(group: Group, path: Path) -> str:

@@ -46,7 +46,7 @@ from trimtab.models.loading import (
     load_chat,
     pick_device,
 )
-from trimtab.models.sharded import Shards
+from trimtab.models.sharded import Shards, part_like
 
 _log = logging.getLogger(__name__)
 
@@ -208,10 +208,15 @@ class Backbone:
         text = _text_weights(self.model)
         return text if self.shards is None else {name: self.shards.parameters[name] for name in text}
 
-    def shard(self) -> None:
-        """Shard the model's weights, all of which are trained, over all ranks. All ranks must call it."""
+    def shard(self, *, full: bool) -> None:
+        """Shard the model's weights over all ranks. All ranks must call it.
+
+        Args:
+            full: True: all weights are trained. False: they are frozen, and adapters stay whole on every rank.
+        """
         if self.shards is None:
-            self.shards = Shards(self.model, list(self.layers))
+            adapters = [p for name, p in self.model.named_parameters() if ".lora_" in name and not full]
+            self.shards = Shards(self.model, list(self.layers), replicated=adapters)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -232,6 +237,10 @@ class Backbone:
 
     def add_adapter(self, name: str, config: AdapterConfig, *, seed: int) -> None:
         """Put a new adapter on the trunk. Its B is zero, so it starts equal to the trunk."""
+        with self.gathered():
+            self._add_adapter(name, config, seed)
+
+    def _add_adapter(self, name: str, config: AdapterConfig, seed: int) -> None:
         count = len(self.layers)
         top = count if config.top_layers is None else config.top_layers
         if not 1 <= top <= count:
@@ -276,14 +285,17 @@ class Backbone:
 
     def merge(self, name: str) -> None:
         """Merge an adapter into the trunk permanently (the SFT state becomes the new reference)."""
+        if self.shards is not None:
+            self.shards.divide()
         with torch.no_grad():
             for module in self._tuned():
                 if name in module.lora_A:
                     weight = adapted_weight(module)
-                    weight += module.get_delta_weight(name)
+                    weight += part_like(module.get_delta_weight(name), weight)
         remove_adapter(self.layers, name)
         del self._lowest[name]
-        self._split()
+        with self.gathered():
+            self._split()
 
     @contextmanager
     def merged(self, name: str | None) -> Iterator[None]:
@@ -293,18 +305,18 @@ class Backbone:
         """
         originals: list[tuple[nn.Parameter, Tensor]] = []
         self.activate(None)
-        try:
-            with torch.no_grad():
-                for module in self._tuned():
-                    if name is not None and name in module.lora_A:
-                        weight = adapted_weight(module)
-                        originals.append((weight, weight.data))
-                        weight.data = (weight.data + module.get_delta_weight(name)).to(weight.dtype)
-            with self.gathered():
+        with self.gathered():
+            try:
+                with torch.no_grad():
+                    for module in self._tuned():
+                        if name is not None and name in module.lora_A:
+                            weight = adapted_weight(module)
+                            originals.append((weight, weight.data))
+                            weight.data = (weight.data + module.get_delta_weight(name)).to(weight.dtype)
                 yield
-        finally:
-            for weight, original in originals:
-                weight.data = original
+            finally:
+                for weight, original in originals:
+                    weight.data = original
 
     def train(self, on: bool, *, full: bool) -> None:
         """Switch dropout on or off: in the whole model if all weights are trained, otherwise in the adapters."""
@@ -336,13 +348,14 @@ class Backbone:
         shared = batch.shared_prompts if self.layouts.shared_prompts else None
         with self.autocast():
             if shared is None:
-                return self.frozen_half(input_ids=batch.tokens, use_cache=False).last_hidden_state
-            states = self.frozen_half(
+                return self._states(self.frozen_half, input_ids=batch.tokens, use_cache=False)
+            states = self._states(
+                self.frozen_half,
                 input_ids=shared.tokens,
                 attention_mask=self.mask(shared.attention),
                 position_ids=shared.positions,
                 use_cache=False,
-            ).last_hidden_state
+            )
             return shared.unpack(states)
 
     def hidden(
@@ -374,10 +387,14 @@ class Backbone:
             extra["position_ids"] = position_ids
         with self.autocast():
             if frozen is not None and self._trained_half is not None:
-                return self._trained_half(inputs_embeds=frozen, **extra).last_hidden_state
-            if self.shards is not None:
-                return self.shards.final_states(input_ids=tokens, **extra)
-            return self.model.base_model(input_ids=tokens, **extra).last_hidden_state
+                return self._states(self._trained_half, inputs_embeds=frozen, **extra)
+            return self._states(self.model.base_model, input_ids=tokens, **extra)
+
+    def _states(self, trunk: nn.Module, **inputs: Any) -> Tensor:
+        """Final states of the model without its head, or of one of its halves."""
+        if self.shards is not None:
+            return self.shards.final_states(trunk, **inputs)
+        return trunk(**inputs).last_hidden_state
 
     def mask(self, attention: Tensor) -> Tensor:
         """The bool mask, or a float one to add to attention scores, which spares each layer a converted copy.

@@ -28,6 +28,10 @@ class FrozenStates:
     Legend: H width of the model. Adding, merging or removing an adapter empties it, because that moves the border
     between frozen and trained layers.
 
+    A pass of a sharded model gathers weights from all ranks, so all ranks must agree on which layers run. Outside of
+    :meth:`Backbone.gathered` such a model therefore uses only a store that :meth:`fill` completed, on every rank with
+    the same sequences. With any other store all layers run.
+
     Args:
         backbone: the model with the frozen layers.
         limit: largest number of tokens to store; None: no limit. After the first sequence that does not fit, nothing
@@ -46,6 +50,7 @@ class FrozenStates:
         self._tokens = 0
         self.full = False
         """True: a sequence did not fit, and nothing more is added."""
+        self._complete = False  # True: ``fill`` stored all sequences
 
     @classmethod
     def within(cls, backbone: Backbone, megabytes: float) -> "FrozenStates":
@@ -62,7 +67,7 @@ class FrozenStates:
 
     def clear(self) -> None:
         """Remove all states."""
-        self._states, self._tokens, self.full = {}, 0, False
+        self._states, self._tokens, self.full, self._complete = {}, 0, False, False
 
     def add(self, tokens: Iterable[int], *pieces: Tensor) -> None:
         """Add a sequence, unless the limit is reached.
@@ -87,11 +92,21 @@ class FrozenStates:
         return None if pieces is None else torch.cat(pieces)
 
     def of(self, batch: Batch) -> Tensor | None:
-        """States of a batch, ``[B, T, H]``, looked up or computed (and added); None if no layer is frozen."""
+        """States of a batch, ``[B, T, H]``, looked up or computed (and added).
+
+        None: no layer is frozen, or the model is sharded and the store is not complete.
+        """
         if self._frozen() is None:
+            return None
+        shards = self.backbone.shards
+        together = shards is not None and not shards.whole  # with the other ranks
+        if together and not self._complete:
             return None
         keys = [tuple(row[:n]) for row, n in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)]
         missing = [row for row, key in enumerate(keys) if key not in self._states]
+        if together and missing:
+            assert not torch.is_grad_enabled(), "ranks train on sequences that are not in their store of frozen states"
+            return None
         self.hits += batch.size - len(missing)
         self.computed += len(missing)
         if len(missing) == batch.size:
@@ -114,10 +129,18 @@ class FrozenStates:
         return out
 
     def fill(self, batches: Iterable[Batch]) -> None:
-        """Compute and store the states of batches, until the limit is reached."""
-        for batch in batches:
-            if self.full or self.of(batch) is None:
-                return
+        """Compute and store the states of all batches that will be used, until the limit is reached.
+
+        All ranks must call it with the same batches.
+        """
+        if self.limit == 0 or not self.active:
+            return
+        with self.backbone.gathered():
+            for batch in batches:
+                if self.full:
+                    return
+                self.of(batch)
+        self._complete = not self.full
 
     def _add_rows(self, keys: Sequence[tuple[int, ...]], states: Tensor) -> None:
         for row, key in enumerate(keys):

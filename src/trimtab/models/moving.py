@@ -82,16 +82,17 @@ class MovingReference(Role):
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Inside the context, the trunk without adapters computes with the reference's weights."""
-        parameters = self._trunk()
-        originals = {name: parameters[name].data for name in self._own}
         self.backbone.activate(None)
-        try:
-            for name, weight in self._own.items():
-                parameters[name].data = weight
-            yield
-        finally:
-            for name, weight in originals.items():
-                parameters[name].data = weight
+        with self.backbone.gathered():
+            parameters = self._trunk()
+            originals = {name: parameters[name].data for name in self._own}
+            try:
+                for name, weight in self._own.items():
+                    parameters[name].data = weight
+                yield
+            finally:
+                for name, weight in originals.items():
+                    parameters[name].data = weight
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the reference's weights, on the CPU."""

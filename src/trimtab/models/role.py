@@ -95,9 +95,8 @@ class Role:
         save_whole(path if shards is None or shards.first else None, self.parameters())
 
     def shard(self) -> None:
-        """Shard the weights over all ranks if all weights of the model are trained; adapters stay whole."""
-        if self.full:
-            self.backbone.shard()
+        """Shard the model's weights over all ranks; adapters on it stay whole. All ranks must call it."""
+        self.backbone.shard(full=self.full)
 
     def gathered(self) -> AbstractContextManager[None]:
         """Context in which sharded weights are whole, so this rank can make passes without the others."""

@@ -1,16 +1,18 @@
 """Sharded models, in which each rank has a part of the weights: FSDP2, PyTorch's ``fully_shard``.
 
-Each rank stores 1/N of every weight, of its gradient and of the optimiser's moments. A layer's weights are gathered
-for its forward and its backward pass, and its gradients are summed and divided again in each backward pass. Embedding,
+Each rank stores 1/N of every weight. A layer's weights are gathered for its forward and its backward pass. Embedding,
 final norm and head stay gathered from a forward pass to the end of the backward pass, because log-probabilities are
 computed from the head's weight outside of the model.
+
+If all weights are trained, gradients and the optimiser's moments are sharded too: a layer's gradients are summed and
+divided in each backward pass. If they are frozen, nothing is summed; adapters on them are whole on every rank.
 
 Every pass exchanges weights, so all ranks must make the same passes in the same order, except for passes inside
 :meth:`Shards.gathered`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -38,37 +40,46 @@ class Shards:
     """Shards the weights of a model over all ranks, permanently.
 
     Args:
-        model: a causal language model whose weights are all trained, equal on all ranks.
+        model: a causal language model, equal on all ranks.
         layers: its decoder layers; each is gathered separately.
+        replicated: weights of the model that stay whole on every rank: those of adapters on frozen weights.
     """
 
-    def __init__(self, model: Any, layers: Sequence[Any]) -> None:
+    def __init__(self, model: Any, layers: Sequence[Any], *, replicated: Iterable[nn.Parameter] = ()) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        ignored = set(replicated)
         mesh = init_device_mesh(model.device.type, (torch.distributed.get_world_size(),))
         for module in (*layers, model):
             # One group of parameters for each layer and one for the rest; a tied head is in the same one as the
             # embedding, so it stays tied.
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, ignored_params=ignored)
             module.set_gradient_divide_factor(1.0)  # a loss is divided by the sizes of the whole step already
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sums
         self._model, self._layers = model, list(layers)
-        self._whole = False
+        self.whole = False
+        """True: inside :meth:`gathered`."""
         self.first = mesh.get_rank() == 0
         """True: this rank writes files."""
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        """This rank's parts of all weights, by name; the optimiser updates them."""
+        """This rank's parts of all weights, by name; the optimiser updates those that are trained."""
         # The first call decides which module gathers the weights outside the layers, so it must be on the whole model.
         model.final_states = MethodType(_final_states, model)
         register_fsdp_forward_method(model, "final_states")
+        tokens = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         with torch.no_grad():
-            self.final_states(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+            self.final_states(model.base_model, input_ids=tokens, use_cache=False)
         self.divide()
 
-    def final_states(self, **inputs: Any) -> Tensor:
-        """Final hidden states, ``[B, T, H]``; afterwards the head's weight is whole until the backward pass ends."""
-        return self._model.final_states(**inputs)
+    def final_states(self, trunk: nn.Module, **inputs: Any) -> Tensor:
+        """Final hidden states, ``[B, T, H]``; afterwards the head's weight is whole until the backward pass ends.
+
+        Args:
+            trunk: the model without its head, or some of its layers (see :attr:`Backbone.frozen_half`).
+            inputs: as ``trunk`` takes them.
+        """
+        return self._model.final_states(trunk, **inputs)
 
     def divide(self) -> None:
         """Free gathered weights, so that the next pass gathers the current ones."""
@@ -79,27 +90,31 @@ class Shards:
     def gathered(self) -> Iterator[None]:
         """Inside the context, this rank has the whole model in plain tensors and can make passes without the others.
 
-        All ranks enter and leave together. No weight may change inside.
+        All ranks enter and leave together. A weight that is changed inside must be restored before the end.
         """
-        if self._whole:
+        if self.whole:
             yield
             return
-        self._whole = True
-        for layer in self._layers:
-            layer.set_reshard_after_forward(False, recurse=False)
+        self.whole = True
+        self._keep_gathered(True)
         for module in (*self._layers, self._model):
             module.unshard()
         try:
             yield
         finally:
-            for layer in self._layers:
-                layer.set_reshard_after_forward(True, recurse=False)
+            self._keep_gathered(False)
             self.divide()
-            self._whole = False
+            self.whole = False
+
+    def _keep_gathered(self, on: bool) -> None:
+        for layer in self._layers:
+            layer.set_reshard_after_forward(not on, recurse=False)
+        for module in (*self._layers, self._model):
+            module.set_reshard_after_backward(not on, recurse=False)
 
 
-def _final_states(model: Any, **inputs: Any) -> Tensor:
-    return model.base_model(**inputs).last_hidden_state.clone()  # FSDP registers a hook on it, which a view can lose
+def _final_states(_model: Any, trunk: nn.Module, **inputs: Any) -> Tensor:
+    return trunk(**inputs).last_hidden_state.clone()  # FSDP registers a hook on it, which a view can lose
 
 
 # Tensors ----------------------------------------------------------------------------------

@@ -50,8 +50,7 @@ class Machine:
     bfloat16: float
     """Floating point operations per second of each device, in bfloat16 products."""
     devices: int = 1
-    """Number of devices. Each is a rank and holds the whole model, or with ``scale.shard`` its part of a fully trained
-    one."""
+    """Number of devices. Each is a rank and holds the whole model, or with ``scale.shard`` its part of it."""
     accelerator: bool = True
     """True: a GPU; False: a CPU."""
 
@@ -185,10 +184,11 @@ def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
         parts.append("model.frozen_precision: bfloat16")
     if not config.model.gradient_checkpointing and stage in ("sft", "reward", "process", "align"):
         parts.append("model.gradient_checkpointing: true")
-    if getattr(getattr(section, "adapter", None), "kind", None) == "full":
-        if machine.devices > 1 and not config.scale.shard:
-            distributed = config.scale.kind == "torchrun"
-            parts.append("scale.shard: true" if distributed else "scale.kind: torchrun with scale.shard: true")
+    adapter = getattr(section, "adapter", None)
+    if adapter is not None and machine.devices > 1 and not config.scale.shard:
+        distributed = config.scale.kind == "torchrun"
+        parts.append("scale.shard: true" if distributed else "scale.kind: torchrun with scale.shard: true")
+    if adapter is not None and adapter.kind == "full":
         parts.append(f"{stage}.adapter.kind: lora")
     if hasattr(section, "sampler"):
         parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")

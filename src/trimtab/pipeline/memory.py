@@ -24,6 +24,7 @@ from trimtab.trainers import (
     OfflineConfig,
     OnlineConfig,
     OnlineDpoConfig,
+    OpponentConfig,
     OptimizerConfig,
     PpoConfig,
     ProcessConfig,
@@ -32,6 +33,7 @@ from trimtab.trainers import (
     XpoConfig,
 )
 from trimtab.trainers.eight_bits import moment_bytes
+from trimtab.trainers.rl_optional import resample_attempts
 
 PROCESS = 0.7
 """GB that Python, torch and the tokenizer take."""
@@ -170,12 +172,13 @@ def stage_gb(
     storage = Storage.of(_model(config, section), accelerator=accelerator, engine=engine)
     tokens = max(tokens or section.micro_batch_tokens, largest_sample(config, section))
     full = section.adapter.kind == "full"
-    parts = (ranks or parts_of_weights(config.scale)) if full and config.scale.shard else 1
+    parts = (ranks or parts_of_weights(config.scale)) if config.scale.shard else 1
     weights = 4 * shape["parameters"]
     untouched = storage.frozen * shape["parameters"]
     trained = _trained_bytes(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # only SFT trains the trunk itself
-    resident = frozen + trained
+    trunk = 0 if full and isinstance(section, RewardConfig | ProcessConfig) else frozen  # what is sharded of it
+    resident = frozen - trunk + trunk / parts + trained
     critic = 0.0
     if isinstance(section, PpoConfig) and not section.shared_critic:  # a separate critic is as large as the policy
         critic = _trained_bytes(shape, section.adapter, section.critic, parts)
@@ -190,7 +193,7 @@ def stage_gb(
     if section.adapter.top_layers is not None and isinstance(section, RewardConfig | OfflineConfig):
         update += section.cache_mb * 1e6 / SLACK
     if parts > 1:
-        update += _gathered(shape)
+        update += _gathered_layers(shape) if full else _gathered_frozen_layers(shape, storage)
     update = max(update, _forward_pass(shape))
     drawing = 0.0
     if isinstance(section, OnlineConfig):
@@ -201,11 +204,12 @@ def stage_gb(
                 storage.frozen * shape["width"] * section.prompts * section.group * context
             )  # states of the frozen layers
         drawing = _sampling(shape, answers, context, storage, merged=0 if full else _adapted(shape, section.adapter))
-    gathered = 0.0
-    if parts > 1:  # whole models: for answers and passes that the ranks divide, or before the optimiser exists
-        gathered = (2 if critic else 1) * weights
-        gathered -= 0 if isinstance(section, OnlineConfig | KtoConfig | BcoConfig) else trained
-    return PROCESS + (resident + max(SLACK * update, SLACK * drawing + gathered)) / 1e9
+    loaded = gathered = 0.0
+    if parts > 1:
+        copies = (2 if critic else 1) * weights if full else 0
+        loaded = copies + trunk - trunk / parts - (trained + critic if full else 0)  # nothing is sharded or trained yet
+        gathered = _gathered_models(section, weights, trunk) if full else trunk
+    return PROCESS + (resident + max(loaded, SLACK * update, SLACK * drawing + gathered)) / 1e9
 
 
 def drawing_gb(config: RunConfig, sampler: SamplerConfig, answers: int | None, *, accelerator: bool = False) -> float:
@@ -364,13 +368,32 @@ def _activations(shape: dict[str, int], adapter: AdapterConfig, tokens: int, *, 
     return 4.0 * tokens * floats
 
 
-def _gathered(shape: dict[str, int]) -> float:
-    """What a rank holds temporarily of sharded weights: two layers with gradients; embedding and head three times.
+def _gathered_models(section: Section, policy: float, reference: float) -> float:
+    """Bytes of the models that are whole together, for passes that a rank makes alone; all weights are trained.
+
+    Online methods gather one model after the other, unless the reference draws answers or other prompts are tried.
+    """
+    if isinstance(section, OnlineConfig):
+        both = isinstance(section, OpponentConfig) or resample_attempts(section) > 0
+        return policy + (reference if both else 0)
+    if isinstance(section, KtoConfig):
+        return policy + reference
+    return policy if isinstance(section, BcoConfig) else 0
+
+
+def _gathered_layers(shape: dict[str, int]) -> float:
+    """What a rank holds temporarily of trained weights: two layers with gradients; embedding and head three times.
 
     The three copies are weights, gradients, and the copy that is summed.
     """
     rest = shape["parameters"] - shape["layers"] * shape["layer"]
     return 4.0 * (4 * shape["layer"] + 3 * rest)
+
+
+def _gathered_frozen_layers(shape: dict[str, int], storage: Storage) -> float:
+    """What a rank holds temporarily of frozen weights: three layers, two of them just received; embedding and head."""
+    rest = shape["parameters"] - shape["layers"] * shape["layer"]
+    return storage.frozen * (3 * shape["layer"] + rest)
 
 
 def _forward_pass(shape: dict[str, int]) -> float:

@@ -51,13 +51,19 @@ def _check_scale(config: RunConfig) -> Iterator[str]:
         return
     trained = {name: getattr(config, name) for name in ("sft", "reward", "process", "align")}
     sections = {name: section for name, section in trained.items() if section is not None}
-    if not any(section.adapter.kind == "full" for section in sections.values()):
+    if not sections:
         yield (
-            f"scale.shard is true and {', '.join(sections) or 'no section'} trains adapters only, which stay whole "
-            "beside a whole frozen model; set adapter.kind: full in a section, or scale.shard: false"
+            "scale.shard is true and no section trains a model; add sft, reward, process or align, or set scale.shard: "
+            "false"
         )
+    for name, section in sections.items():
+        if section.adapter.kind == "lora" and section.adapter.experts:
+            yield (
+                f"scale.shard is true and {name}.adapter.experts is true, which is untested with sharded weights; set "
+                "experts: false, or scale.shard: false"
+            )
     align = config.align
-    if isinstance(align, OnlineConfig) and align.adapter.kind == "full" and align.sampler.engine == "vllm":
+    if isinstance(align, OnlineConfig) and align.sampler.engine == "vllm":
         yield (
             "scale.shard is true and align.sampler.engine 'vllm', which is untested with sharded weights; set "
             "engine: local, or scale.shard: false"

@@ -42,8 +42,9 @@ class ScaleConfig(Config):
     """How many processes ``trimtab run`` starts; None: one for each accelerator of this machine. Under torchrun, which
     starts the processes itself: None or the same number."""
     shard: bool = False
-    """True, with ``kind: torchrun``: each process holds only a part of a model that is trained in full (``adapter.kind:
-    full``), with its gradients and its optimiser (FSDP2). Adapters and frozen models stay whole."""
+    """True, with ``kind: torchrun``: while a model is trained, each process holds only a part of its weights, and of
+    the reference's (FSDP2). With ``adapter.kind: full`` the gradients and the optimiser are divided too; adapters stay
+    whole. Reward models that score answers stay whole, unless they are adapters on the policy's trunk."""
     deadline: float = Field(default=600.0, gt=0.0)
     """Seconds that a process may be late before the others stop with a message that names it. With Ray: longest wait in
     seconds for room for all processes, and for the next finished chunk."""
@@ -88,7 +89,7 @@ def processes(config: ScaleConfig) -> int:
 
 
 def parts_of_weights(config: ScaleConfig) -> int:
-    """Number of processes among which the weights of a fully trained model are divided."""
+    """Number of processes among which the weights of a model are divided while it is trained."""
     return processes(config) if config.shard else 1
 
 
@@ -252,9 +253,9 @@ def scale_lines(config: ScaleConfig) -> list[str]:
     ]
     if config.shard:
         lines.append(
-            f"Where all weights of a model are trained, each process holds 1/{count} of them, of their gradients and "
-            "of their moments. It holds all weights when it loads them, draws answers or makes passes by itself. The "
-            "times leave out exchanging them"
+            f"While a model is trained, each process holds 1/{count} of its weights, and of their gradients and "
+            "moments where all are trained. It holds all weights when it loads them, draws answers or makes passes by "
+            "itself. The times leave out exchanging them"
         )
     return lines
 

@@ -26,7 +26,7 @@ class Group:
     size: int = 1
     """Number of processes."""
     shards: bool = False
-    """True: a model whose weights are all trained is sharded over the processes (FSDP2)."""
+    """True: models that are trained, and references, are sharded over the processes (FSDP2)."""
 
     @property
     def first(self) -> bool:

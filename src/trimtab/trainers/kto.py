@@ -133,10 +133,13 @@ def train_kto(
     states = FrozenStates.within(reference.backbone, config.cache_mb)
     known = _reference_logprobs(reference, answers, states, config.micro_batch_tokens)
     moving = moving_reference(reference, policy, config.reference_update)
+    if group.shards:
+        reference.shard()
 
     def parts(chosen: list[Judged]) -> list[tuple[list[str], _Part]]:
         if moving is not None:
-            known.update(_reference_logprobs(moving, chosen, None, config.micro_batch_tokens))
+            with moving.gathered():
+                known.update(_reference_logprobs(moving, chosen, None, config.micro_batch_tokens))
         point = _reference_point(policy, moving or reference, chosen, config.micro_batch_tokens, group)
         return [([a.id for a in part.answers], part) for part in _parts(policy, chosen, point, config)]
 
@@ -171,12 +174,14 @@ def evaluate_kto(policy: Role, reference: Role, answers: Sequence[Judged], confi
 def _reference_logprobs(
     reference: Role, answers: Sequence[Judged], states: FrozenStates | None, micro_batch_tokens: int
 ) -> dict[tuple[int, ...], float]:
-    """Log-probability of every answer under the reference, nats, by the answer's tokens; also fills ``states``.
+    """Log-probability of every answer under the reference, nats, by the answer's tokens; fills ``states`` first.
 
     Computed before the first step and always in the same batches, so that a resumed run reads the same bits.
     """
     known: dict[tuple[int, ...], float] = {}
     batch = collate_answers([(a.prompt, a.answer) for a in answers], reference.backbone.device)
+    if states is not None:
+        states.fill(part for _, part in batch.micro_batches(micro_batch_tokens))
     for index, part in batch.micro_batches(micro_batch_tokens):
         sums = masked_sum(reference.logprobs(part, states=states), part.response_mask, dim=1)
         known |= zip([_key(answers[i]) for i in index.tolist()], sums.tolist(), strict=True)
@@ -237,7 +242,7 @@ def _reference_point(
     batch = collate([p + a for p, a in fitting], [[False] * len(p) + [True] * len(a) for p, a in fitting], device)
     states = FrozenStates(reference.backbone)  # for this step: both models run on the same sequences
     sums = torch.zeros(2, len(fitting), device=device)
-    with policy.gathered():
+    with policy.gathered(), reference.gathered():
         for index, part in group.share(list(batch.micro_batches(micro_batch_tokens))):
             for row, role in enumerate((policy, reference)):
                 sums[row, index] = role.logprobs(part, states=states).sum(dim=1)

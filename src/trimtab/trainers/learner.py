@@ -93,7 +93,7 @@ class Learner:
         config: optimiser settings.
         total_steps: planned optimiser steps, for the schedule.
         group: the processes that divide the micro-batches of a step; each has an identical learner. If the group
-            shards, the constructor divides the role's weights among the processes.
+            shards, the constructor divides the weights of the role's model among the processes.
     """
 
     def __init__(self, role: Role, config: OptimizerConfig, total_steps: int, *, group: Group = ALONE) -> None:
@@ -106,7 +106,7 @@ class Learner:
         for parameter in self.parameters.values():
             (sharded if is_sharded(parameter) else replicated).append(parameter)
         self.sharded = bool(sharded)
-        """True: each rank has a part of the weights."""
+        """True: each rank has a part of the trained weights."""
         adamw = AdamW8bit if config.state == "8bit" else partial(torch.optim.AdamW, fused=True)
         self.optimizer = adamw(
             [{"params": parameters} for parameters in (sharded, replicated) if parameters],
@@ -127,7 +127,7 @@ class Learner:
         """Accumulate gradients over all parts, then take one optimiser step, unless ``skip`` says not to.
 
         Each rank of the group runs its share of the parts. Dropout has a seed for each part, so it does not depend on
-        the rank. With sharded weights, every rank makes as many passes as the first one; passes beyond its share have
+        the rank. With a sharded model, every rank makes as many passes as the first one; passes beyond its share have
         weight 0.
 
         Args:
@@ -169,6 +169,10 @@ class Learner:
         rates = [learner._apply() for learner in everyone]
         return metrics | {"grad_norm": gradient_norms[0], "lr": rates[0]}
 
+    def _exchanging(self) -> bool:
+        """True: each pass gathers weights from all ranks, so all must make equally many."""
+        return isinstance(self.role, Role) and self.role.backbone.shards is not None
+
     def _backward(
         self,
         parts: Sequence[P],
@@ -188,7 +192,7 @@ class Learner:
                 value.backward()
                 losses.append(value.detach())
                 metrics.append(shares)
-            if self.sharded:
+            if self._exchanging():
                 for _ in range(len(places), -(-len(parts) // self.group.size)):
                     value, _ = loss(parts[0], norms)
                     (0.0 * value).backward()

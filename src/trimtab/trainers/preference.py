@@ -65,7 +65,8 @@ def train_preference(
             that have no reference. With ``config.reference_update`` they are recomputed in each step and not stored.
         seed: order of the rankings and dropout.
         session: logging, checkpoints, stopping; None: logs and saves nothing.
-        start: the reference's model; needed with ``config.reference_update``.
+        start: the reference's model; needed with ``config.reference_update``. It is sharded if the session's group
+            shards.
 
     Raises:
         ConfigError: the method's formula does not allow soft labels; or ``reference_update`` is set for a method
@@ -76,6 +77,8 @@ def train_preference(
     usable, known = _usable(rankings, config, reference)
     moving = _moving(policy, start, config)
     group = ALONE if session is None else session.group
+    if group.shards and start is not None:
+        start.shard()
     states = prepared_states(
         policy,
         usable,
@@ -88,7 +91,8 @@ def train_preference(
         chosen = [usable[i] for i in places]
         reference = None if known is None else [known[i] for i in places]
         if moving is not None:
-            reference = answer_logprobs(moving, chosen, micro_batch_tokens=config.micro_batch_tokens)
+            with moving.gathered():
+                reference = answer_logprobs(moving, chosen, micro_batch_tokens=config.micro_batch_tokens)
         parts = _parts(policy, chosen, reference, config.micro_batch_tokens)
         return [(part.batch.ids, part) for part in _with_mean_ratio(policy, parts, config, states, group)]
 

@@ -50,7 +50,7 @@ class Ranks(Group):
     Args:
         place: place of this process.
         deadline: seconds that a rank may be late.
-        shards: True: models whose weights are all trained are sharded over the ranks.
+        shards: True: models that are trained, and references, are sharded over the ranks.
 
     Raises:
         ConfigError: the port is in use.

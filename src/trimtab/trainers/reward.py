@@ -138,7 +138,7 @@ def prepared_states(
     resumed run would get other bits than an uninterrupted one. For a single pass nothing is stored.
     """
     states = FrozenStates.within(role.backbone, 0.0 if passes <= 1 else cache_mb)
-    if states.limit and states.active:
+    if states.limit:
         batch = tokens_of_rankings(rankings, role.backbone.device)
         states.fill(part for _, part in batch.micro_batches(micro_batch_tokens))
     return states

@@ -22,8 +22,7 @@ critic may start from the reward model (as in the paper) or at zero, and it may 
 is REINFORCE's, because every ratio is 1.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -174,10 +173,9 @@ def train_rl(
     session.planned(done, config.steps)
     for number in range(done, config.steps):
         step = run.begin(number, resumed=number == done)
-        with run.gathered():
-            rollouts, opponents = run.sample(step)  # 1
-            scored = run.score(step, rollouts, opponents)  # 2
-            batch = run.prepare(step, scored)  # 3
+        rollouts, opponents = run.sample(step)  # 1
+        scored = run.score(step, rollouts, opponents)  # 2
+        batch = run.prepare(step, scored)  # 3
         metrics = run.update(step, batch, scored)  # 4
         run.adapt(step, metrics)  # 5
         run.finish_next(step)
@@ -223,25 +221,19 @@ class _Run:
         self.drawing.states.clear()
         return step
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Inside the context each rank has the whole policy and critic, to draw, score and infer its share."""
-        with ExitStack() as stack:
-            for learner in self.learners.values():
-                stack.enter_context(learner.role.gathered())
-            yield
-
     # 1. -----------------------------------------------------------------------------------
 
     def sample(self, step: Step) -> tuple[list[Rollout], list[Rollout]]:
         """The policy's answers to the step's prompts, and the opponent's: as many, or none without an opponent."""
         prompts = self.drawing.step_prompts(step)
-        rollouts = self.drawing.answers(step, prompts)
-        self.drawing.begin_next(step)
+        with self.roles.policy.gathered():
+            rollouts = self.drawing.answers(step, prompts)
+            self.drawing.begin_next(step)
         step.clock.lap("sample")
         if self.method.opponent is None:
             return rollouts, []
-        opponents = self.drawing.opponents(step, prompts)
+        with self.roles.policy.gathered(), self.roles.reference.gathered():
+            opponents = self.drawing.opponents(step, prompts)
         step.clock.lap("sample_opponents")
         return rollouts, opponents
 
@@ -249,15 +241,17 @@ class _Run:
 
     def score(self, step: Step, rollouts: Sequence[Rollout], opponents: Sequence[Rollout]) -> Scored:
         """Score the answers, and the opponents' if there are any; replace flat groups if the method does so."""
-        if opponents:
-            scored = score_pairs(rollouts, opponents, partial(self._score, step, answers=2 * self.config.group))
-        else:
-            scored = self._score(step, rollouts, answers=self.config.group)
+        with self.roles.reference.gathered():  # reward models may be adapters on its trunk
+            if opponents:
+                scored = score_pairs(rollouts, opponents, partial(self._score, step, answers=2 * self.config.group))
+            else:
+                scored = self._score(step, rollouts, answers=self.config.group)
         self._check_cost(scored)
         step.clock.lap("score")
         if attempts := resample_attempts(self.config):
             score = partial(self._score, step, answers=self.config.group)
-            scored = self.drawing.replace_flat_groups(step, scored, score, attempts=attempts)
+            with self.roles.policy.gathered(), self.roles.reference.gathered():
+                scored = self.drawing.replace_flat_groups(step, scored, score, attempts=attempts)
             step.clock.lap("resample")
         if scales_scores(self.config):
             totals = [total for total, r in zip(scored.totals, scored.rollouts, strict=True) if r.tokens]
@@ -519,6 +513,8 @@ def _price(config: RlConfig) -> DualAscent | None:
 
 def _learners(roles: RlRoles, config: RlConfig, group: Group) -> dict[str, Learner]:
     """A learner for the policy and, if the method has a critic, one for the critic."""
+    if group.shards:
+        roles.reference.shard()
     updates = config.steps * config.epochs * config.minibatches
     warming = critic_warmup(config) * config.epochs * config.minibatches
     learners = {

@@ -76,19 +76,27 @@ def run_passes(
     valued = critic_on_policy(config) and all(len(r.values) == len(r.tokens) for r in rollouts)
     if valued:
         values = scatter([r.values for r in rollouts], mask)
-    for index, part in group.share(list(tokens.micro_batches(config.micro_batch_tokens))):
-        width = part.tokens.shape[1]
-        known[index, :width] = reference.logprobs(part, temperature=temperature, states=states)
-        if critic is not None and not valued:
-            values[index, :width] = critic.values(part, states=states)
-        if critic is not None and last_values is not None:
-            last_values[index] = critic.scores(part, states=states)
-        if top is not None:
-            recomputed[index, :width], entropies[index, :width] = policy.logprobs_and_entropies(
-                part, temperature=temperature, states=states
-            )
-        elif weighted:
-            recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
+    parts = group.share(list(tokens.micro_batches(config.micro_batch_tokens)))
+    with reference.gathered():
+        for index, part in parts:
+            known[index, : part.tokens.shape[1]] = reference.logprobs(part, temperature=temperature, states=states)
+    if critic is not None and not (valued and last_values is None):
+        with critic.gathered():
+            for index, part in parts:
+                if not valued:
+                    values[index, : part.tokens.shape[1]] = critic.values(part, states=states)
+                if last_values is not None:
+                    last_values[index] = critic.scores(part, states=states)
+    if top is not None or weighted:
+        with policy.gathered():
+            for index, part in parts:
+                width = part.tokens.shape[1]
+                if top is None:
+                    recomputed[index, :width] = policy.logprobs(part, temperature=temperature, states=states)
+                else:
+                    recomputed[index, :width], entropies[index, :width] = policy.logprobs_and_entropies(
+                        part, temperature=temperature, states=states
+                    )
     # Each row was filled in by one rank and is zero on the others.
     computed = [
         known,
