@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=Path("runs/method-curves.json"))
     parser.add_argument("--run", type=Path, help="a finished run: its task in place of the simulated one")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/quickstart.yaml"), help="of --run")
-    parser.add_argument("--answers", type=int, default=384, help="with --run: judged answers of each policy")
+    parser.add_argument("--answers", type=int, default=192, help="with --run: judged answers of each policy")
     parser.add_argument("--prompts", type=int, default=64, help="with --run: held-out prompts")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.only) - set(METHODS))
