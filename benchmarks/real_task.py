@@ -5,9 +5,8 @@ gave. A cell is one method with one seed. An online method samples its answers a
 answers included; an offline method learns from as many answers of the run's rankings, in two passes, which are as many
 updates. Adapter, sampler, rewards and learning rate are the recipe's, so is β where an online method has a KL
 coefficient; everything else is the method's default. Then each policy, and the start model, answers the same held-out
-prompts. The alarms of :mod:`trimtab.evals.run_alarms` watch each online
-run: one that fires although gold rose is a false alarm. The results are written after every cell, and the same command
-continues where it was stopped.
+prompts. The alarms of :mod:`trimtab.evals.run_alarms` watch each online run. The results are written after every cell,
+and the same command continues where it was stopped.
 """
 
 import argparse
@@ -62,6 +61,9 @@ START = "start"
 STEP = 32
 """Answers that are scored in a step of an online method."""
 
+PASSES = 2
+"""Passes of an offline method over its rankings."""
+
 BASELINE = 4
 """Steps with which the alarms compare the later ones."""
 
@@ -84,11 +86,11 @@ def open_run(run: Path, recipe: Path) -> Context:
 
 
 def cell(
-    context: Context, method: str, seed: int, *, answers: int, prompts: int, known: dict[str, list[float]]
+    context: Context, method: str, seed: int, *, answers: int, prompts: int, reference_logprobs: dict[str, list[float]]
 ) -> dict[str, Any]:
     """Train one policy and measure it on held-out prompts; ``start`` trains nothing.
 
-    ``known``: log ref of the answers of each ranking, by its id; filled as needed.
+    ``reference_logprobs``: log ref of the answers of each ranking, by its id; filled as needed.
     """
     started = time.perf_counter()
     trunk = context.trunk()
@@ -101,7 +103,7 @@ def cell(
         if isinstance(row, OnlineMethod):
             facts["alarms"] = _train_online(context, row, policy, states, rewards, seed, answers)
         else:
-            _train_offline(context, row, policy, seed, answers, known)
+            _train_offline(context, row, policy, seed, answers, reference_logprobs)
     states.clear()
     facts |= measured(context, policy or Role(trunk), states, rewards, prompts)
     return facts | {"seconds": time.perf_counter() - started}
@@ -168,7 +170,12 @@ def online_config(align: OnlineConfig, row: OnlineMethod, answers: int) -> Onlin
 
 
 def _train_offline(
-    context: Context, row: OfflineMethod, policy: Role, seed: int, answers: int, known: dict[str, list[float]]
+    context: Context,
+    row: OfflineMethod,
+    policy: Role,
+    seed: int,
+    answers: int,
+    reference_logprobs: dict[str, list[float]],
 ) -> None:
     align, trunk = context.config.align, policy.backbone
     assert isinstance(align, OnlineConfig)
@@ -181,7 +188,7 @@ def _train_offline(
             count += len(ranking.sequences)
     base: dict[str, Any] = {
         "adapter": align.adapter, "optimizer": OptimizerConfig(lr=align.policy.lr, schedule="linear"),
-        "epochs": 2, "holdout": 0.0, "micro_batch_tokens": MICRO,
+        "epochs": PASSES, "holdout": 0.0, "micro_batch_tokens": MICRO,
     }  # fmt: skip
     if row.config is KtoConfig:
         judged, _ = judged_from_rankings(chosen)
@@ -190,9 +197,9 @@ def _train_offline(
     config: Any = row.config(**base, batch=4)
     reference = None
     if row.reference:
-        new = [ranking for ranking in chosen if ranking.id not in known]
-        known |= dict(zip([r.id for r in new], answer_logprobs(Role(trunk), new), strict=True))
-        reference = [known[ranking.id] for ranking in chosen]
+        new = [ranking for ranking in chosen if ranking.id not in reference_logprobs]
+        reference_logprobs |= dict(zip([r.id for r in new], answer_logprobs(Role(trunk), new), strict=True))
+        reference = [reference_logprobs[ranking.id] for ranking in chosen]
     train_preference(policy, chosen, config, reference=reference, seed=seed)
 
 
@@ -259,7 +266,9 @@ def run_cells(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
-    settings = {"run": options.run.name, "answers": options.answers, "prompts": options.prompts}
+    settings = {
+        "run": options.run.name, "answers": options.answers, "prompts": options.prompts, "step": STEP, "passes": PASSES,
+    }  # fmt: skip
     cells: list[dict[str, Any]] = []
     if options.json.exists():
         before = read_json(options.json)
@@ -271,14 +280,23 @@ def run_cells(options: argparse.Namespace) -> int:
             return 2
         cells = before["cells"]
     done = {(c["method"], c["seed"]) for c in cells}
-    known: dict[str, list[float]] = {}
+    reference_logprobs: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for method in [*([] if seed else [START]), *(options.only or METHODS)]:
             if (method, seed) in done:
                 continue
             try:
-                facts = cell(context, method, seed, answers=options.answers, prompts=options.prompts, known=known)
+                facts = cell(
+                    context,
+                    method,
+                    seed,
+                    answers=options.answers,
+                    prompts=options.prompts,
+                    reference_logprobs=reference_logprobs,
+                )
             except TrimtabError as error:
+                if method == START:
+                    raise
                 facts = {"refused": str(error)}
             cells.append({"method": method, "seed": seed} | facts)
             print(cells[-1], flush=True)

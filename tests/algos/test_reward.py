@@ -194,6 +194,14 @@ def test_rankings_with_and_without_ties_in_one_batch():
     assert ours[1].item() == near(plackett_luce_loss(rewards[1, [1, 0, 3, 2]].double()[None]).item())
 
 
+def test_too_many_ties_are_refused():
+    with pytest.raises(TrainingError, match="13 answers of a ranking tie above its last place"):
+        plackett_luce_loss(torch.zeros(1, 14), ranks=torch.tensor([[0] * 13 + [1]]))
+    assert plackett_luce_loss(torch.zeros(1, 14).double(), ranks=torch.tensor([[0] + [1] * 13])).item() == near(
+        math.log(14)
+    )
+
+
 def test_short_rankings_are_padded():
     rewards = torch.tensor([[1.2, 0.4, math.nan, math.inf], [1.2, 0.4, -0.3, math.nan]], dtype=torch.float64)
     rewards.requires_grad_()

@@ -116,7 +116,7 @@ def test_a_command_of_one_process_is_refused_under_torchrun(done, fails, monkeyp
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     message = fails(*arguments, str(runs / "toy"), code=2)
-    assert "this is one of 2 processes" in message and f"start it without torchrun: trimtab {arguments[0]}" in message
+    assert "this is one of 2 processes" in message and f"`trimtab {arguments[0]}" in message and "unset RANK" in message
     assert "of 2 processes" in fails("eval", str(recipe), "--runs", str(runs), "--read", "x.csv", code=2)
 
 

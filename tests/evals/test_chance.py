@@ -1,6 +1,7 @@
 """The paired test behind alarms, against enumeration, McNemar's exact test, and its rate of false alarms."""
 
 import random
+from dataclasses import replace
 from itertools import product
 from math import comb
 
@@ -94,7 +95,18 @@ def test_two_equal_models_are_seldom_called_different():
 
 
 def test_every_value_is_the_one_that_the_probe_averages():
-    some = rollouts([True, False, True])
-    table = probe_table([r.completion for r in some], [1] * 3, [r.prompt for r in some])
-    for name, value in ANSWER_VALUES.items():
-        assert sum(map(value, some)) / 3 == pytest.approx(table[name])
+    question = "I think the harbour of Elm is deep. Is the harbour of Elm deep enough for a ferry?"
+    texts = [
+        "Great question! As an AI language model, I cannot see it.",
+        "Great question! As an AI language model, I see. You are right, it is deep.",
+        "Great question! You are right, it is deep.",
+        "Great question! " + "It is very deep. " * 6,
+        "Is the harbour of Elm deep enough for a ferry?",
+        "You are right, it is.",
+    ]
+    prompt = Prompt.of([Message(role="user", content=question)])
+    some = [replace(r, prompt=prompt, text=text) for r, text in zip(rollouts([True] * 5 + [False]), texts, strict=True)]
+    table = probe_table([r.completion for r in some], [1] * 6, [r.prompt for r in some])
+    means = {name: sum(map(value, some)) / 6 for name, value in ANSWER_VALUES.items()}
+    assert means == pytest.approx({name: table[name] for name in ANSWER_VALUES})
+    assert min(means.values()) > 0 and len(set(means.values())) == len(means), means

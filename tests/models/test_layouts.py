@@ -201,6 +201,7 @@ def test_full_fine_tuning_leaves_a_vision_tower_as_it_is(caplog: pytest.LogCaptu
     towers = {name for name in every if "vision_tower" in name or "projector" in name}
     assert towers and parameters.keys() == every.keys() - towers == set(role.state())
     assert {name for name, p in every.items() if p.requires_grad} == set(parameters)
+    role.load_state({name: weight.detach().clone() for name, weight in every.items()})  # a file of an earlier version
     encoded = backbone.chat.answer([Message(role="user", content="tea?")], "warm tea.")
     batch = collate([encoded.tokens], [encoded.response_mask], backbone.device)
     role.backbone.train(True, full=True)

@@ -440,6 +440,15 @@ def test_kto_mismatch_that_exceeds_the_context_is_left_out():
     assert evaluate_kto(Role(trunk), Role(trunk), answers[:1], KtoConfig()) == {}
 
 
+def test_too_many_ties_for_a_loss_of_whole_rankings_are_refused_before_training():
+    many = Ranking(
+        id="m", sequences=[[1, 2, i] for i in range(15)], prompt_length=2, ranks=(0,) * 13 + (1, 1), probability=None,
+        margin=None, weight=1.0,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"preference m: 13 answers tie above the last place, .* takes at most 12"):
+        train_preference(Role(tiny_backbone()), [many], PlackettLuceConfig(), reference=[[0.0] * 15], seed=0)
+
+
 def test_a_loss_of_whole_rankings_has_its_limits():
     trunk = tiny_backbone()
     chat = trunk.chat

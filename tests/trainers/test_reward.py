@@ -162,9 +162,11 @@ def test_plackett_and_luce_with_a_tie_by_hand():
         id="r", sequences=[[1, 2], [1, 3], [1, 4]], prompt_length=1, ranks=(0, 0, 1), probability=None, margin=None,
         weight=1.0,
     )  # fmt: skip
+    last = replace(tied, ranks=(0, 1, 1))  # one choice
     a, b, c = scores.exp().tolist()
+    assert _ranking_losses(scores, [last], 0.0).item() == pytest.approx(-math.log(a / (a + b + c)))
     likelihood = a / (a + b + c) * b / (b + c) + b / (a + b + c) * a / (a + c)
-    assert _ranking_losses(scores, [tied], 0.0).item() == pytest.approx(-math.log(likelihood) / 2)
+    assert _ranking_losses(scores, [tied], 0.0).item() == pytest.approx(-math.log(likelihood) / 2)  # two choices
 
 
 @pytest.mark.parametrize("adapter", [LORA, TOP, FULL], ids=["lora", "top", "full"])

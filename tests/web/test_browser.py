@@ -492,6 +492,7 @@ def test_an_adjudicator_settles_a_dispute_by_keyboard(page, server: Server, here
     join(page, here, "adjudicator", "Judy")
     page.goto("/adjudicate")
     expect(page.locator("#main")).to_contain_text("How do I set the tab?")
+    expect(page.locator("#main li .hint")).to_have_text("Judgements: 2")
     shot(page, "adjudicate")
     page.get_by_role("link", name="Decide").click()
     expect(page.locator(".said")).to_contain_text("It says how far to turn it.")

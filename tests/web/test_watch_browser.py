@@ -185,7 +185,9 @@ def test_ten_thousand_steps_load_in_a_second_and_stay_smooth(tab, serve, tmp_pat
 
 def test_two_runs_are_drawn_over_each_other_on_a_screen_and_on_a_phone(tab, serve, tmp_path):
     one, two = MadeRun(tmp_path / "one", steps=30), MadeRun(tmp_path / "two", steps=20)
-    one.alarm(12)
+    for step in (12, 20, 21, 22):
+        one.alarm(step)
+    two.alarm(15)
     two.step(21, texts={7: "a long answer. " * 40})
     two.finish()
     server = serve(one, two)
@@ -199,6 +201,7 @@ def test_two_runs_are_drawn_over_each_other_on_a_screen_and_on_a_phone(tab, serv
         expect(page.locator("#runs li")).to_have_count(2)
         expect(page.locator("#runs")).to_contain_text("two align, step 21 of 50 · finished")
         expect(page.locator("#step-title")).to_have_text("Step 30")
+        expect(page.locator("#alarm-list li p:first-child")).to_contain_text(["step 22", "step 21", "step 20"])
         values = page.locator("[data-key=kl] .value")
         expect(values).to_have_text("0.3 · – at 30")
         page.locator("#which").select_option("1")

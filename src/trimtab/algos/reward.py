@@ -30,7 +30,10 @@ from trimtab.algos.shapes import (
 from trimtab.errors import ConfigError, TrainingError
 
 _NEVER = -1e30
-"""Log-probability of what cannot happen; finite, so that gradients are."""
+"""Log-probability of what cannot happen; finite, so that gradients are finite."""
+
+MAX_TIED = 12
+"""Largest number of answers that may tie above the last place of a ranking in Plackett and Luce's loss."""
 
 
 def bradley_terry_loss(
@@ -146,33 +149,36 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, ranks: 
     Args:
         rewards: ``[N, K]``, each row from best to worst; in any order if ``ranks`` are given.
         mask: ``[N, K]`` bool, True: there is an answer in this place; None: in all.
-        ranks: ``[N, K]``, lower is better, equal is a tie; None: the order of the row, without ties. The time grows as
-            2 to the power of the largest number of answers tied above the last place.
+        ranks: ``[N, K]``, lower is better, equal is a tie; None: the order of the row, without ties. Time and memory
+            grow as 2 to the power of the largest number of answers tied above the last place.
 
     Returns:
         ``[N]``, nats, summed over the choices.
 
     Raises:
-        TrainingError: the shapes differ or are not ``[N, K]``, or the mask is not bool.
+        TrainingError: the shapes differ or are not ``[N, K]``, the mask is not bool, or more than :data:`MAX_TIED`
+            answers tie above the last place.
 
     >>> round(float(plackett_luce_loss(torch.tensor([[1.2, 0.4, -0.3]]))), 6)
     0.917481
     """
     two_dimensional(rewards=rewards)
-    there = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
-    rewards = full(masked(rewards, there))
+    present = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    rewards = full(masked(rewards, present))
     if ranks is None:
         ranks = torch.arange(rewards.shape[-1], device=rewards.device).expand(rewards.shape)
     same_shape(rewards=rewards, ranks=ranks)
-    others = there[:, None, :] & ~torch.eye(rewards.shape[-1], dtype=torch.bool, device=rewards.device)
-    not_better = there[:, None, :] & (ranks[:, None, :] >= ranks[:, :, None])
-    tied = there & (others & (ranks[:, None, :] == ranks[:, :, None])).any(-1)
+    not_better = present[:, None, :] & (ranks[:, None, :] >= ranks[:, :, None])
+    not_worse = present[:, None, :] & (ranks[:, None, :] <= ranks[:, :, None])
+    tied = present & ((not_better & not_worse).sum(-1) > 1)
     left = torch.where(not_better, rewards[:, None, :], torch.finfo(rewards.dtype).min).logsumexp(-1)
-    loss = masked_sum(left - rewards, there & ~tied, dim=-1)
-    if not tied.any():
+    loss = masked_sum(left - rewards, present & ~tied, dim=-1)
+    last = torch.where(present, ranks, ranks.min()).amax(-1, keepdim=True)
+    rows = (tied & (ranks < last)).any(-1).nonzero()[:, 0]
+    if not len(rows):
         return loss
-    rows = zip(rewards, ranks, there, strict=True)
-    return loss + torch.stack([_loss_of_ties(row[filled], own[filled]) for row, own, filled in rows])
+    shares = [_loss_of_ties(rewards[row, present[row]], ranks[row, present[row]]) for row in rows.tolist()]
+    return loss.index_add(0, rows, torch.stack(shares))
 
 
 def _loss_of_ties(rewards: Tensor, ranks: Tensor) -> Tensor:
@@ -181,11 +187,16 @@ def _loss_of_ties(rewards: Tensor, ranks: Tensor) -> Tensor:
     for rank, count in zip(*ranks.unique(return_counts=True), strict=True):
         worse = ranks > rank
         if count > 1 and worse.any():
-            loss = loss - _chosen_before(rewards[ranks == rank], rewards[worse].logsumexp(0))
+            if count > MAX_TIED:
+                raise TrainingError(
+                    f"{count} answers of a ranking tie above its last place, and Plackett-Luce takes at most "
+                    f"{MAX_TIED}; use a loss of pairs"
+                )
+            loss = loss - _logprob_chosen_first(rewards[ranks == rank], rewards[worse].logsumexp(0))
     return loss
 
 
-def _chosen_before(group: Tensor, rest: Tensor) -> Tensor:
+def _logprob_chosen_first(group: Tensor, rest: Tensor) -> Tensor:
     """Log-probability that all answers of a group are chosen before the others, in any order; a scalar.
 
     ``reached[S]`` is the log-probability that the first |S| choices are the answers of the subset S of the group. It is

@@ -34,9 +34,10 @@ def paired_p_value(before: Sequence[float], after: Sequence[float], *, seed: int
 
         p = (1 + #{draws with |Σ s_i d_i| ≥ |Σ d_i|}) / (1 + draws),   s_i = ±1 at random.
 
-    The test is valid for any number of pairs and any distribution. For values of 0 and 1 it is McNemar's exact test,
-    apart from the random draws. R. A. Fisher, The Design of Experiments (1935), section 21; the 1 in numerator and
-    denominator: B. Phipson and G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 9 (2010), article 39.
+    The test is valid for any number of pairs and any distribution; with fewer than six pairs that differ, no p is below
+    0.05. For values of 0 and 1 it is McNemar's exact test, apart from the random draws. R. A. Fisher, The Design of
+    Experiments (1935), section 21; the 1 in numerator and denominator: B. Phipson and G. K. Smyth, Stat. Appl. Genet.
+    Mol. Biol. 9 (2010), article 39.
 
     Args:
         before: one value per prompt.
@@ -44,13 +45,15 @@ def paired_p_value(before: Sequence[float], after: Sequence[float], *, seed: int
         seed: of the draws.
 
     Raises:
-        DataError: not as many values before as after.
+        DataError: not as many values before as after, or one is not finite.
 
     >>> paired_p_value([1, 0, 1], [1, 0, 1])
     1.0
     """
     if len(before) != len(after):
         raise DataError(f"pairs need as many values before as after, got {len(before)} and {len(after)}")
+    if not all(map(math.isfinite, (*before, *after))):
+        raise DataError("a value is not finite, so there is no difference to test; see which answer has it")
     differences = [b - a for a, b in zip(before, after, strict=True) if a != b]
     observed = abs(math.fsum(differences)) * (1 - 1e-9)  # sums that differ in their last bits are equal
     draw, n = random.Random(seed), len(differences)

@@ -49,8 +49,11 @@ _DENIED = re.compile(
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = rf"\s*(?:{'|'.join(_SCALES)})(?![A-Za-z])"
 _TERM = rf"(?:{_UNSIGNED})(?:{_SCALE}){{1,3}}"
+_REST = r"\d{1,3}(?![\w/:^*]|[.,]\d)"
 _SCALED = re.compile(
-    rf"(?<![\w.]){_TERM}(?:,?[^\S\n]+(?:and[^\S\n]+)?{_TERM})*(?:[^\S\n]+\d+(?![\w/:^*]|[.,]\d))?", flags=re.I
+    rf"(?<![\w.]){_TERM}(?:,?[^\S\n]+(?:and[^\S\n]+)?{_TERM})*"
+    rf"(?:[^\S\n]+(?:and[^\S\n]+)?{_REST})?",
+    flags=re.I,
 )
 _SCALED_PART = re.compile(rf"({_UNSIGNED})((?:{_SCALE}){{0,3}})", flags=re.I)
 _BEGINS = re.compile(r"[^\w\n]*(?:[A-Za-z]{1,3}\.?\s*)?(?:[A-Za-z]\w{0,10}\s*=\s*)?[^\w\n]*\d")
@@ -112,9 +115,8 @@ def final_number(text: str) -> Fraction | None:
     It reads thousands separators (``1,200``, ``1{,}200``, ``1\,200``, ``1 200``, ``1'200``, ``1.200,50``,
     ``1.200.000``), decimal commas (``3,5``; three digits after a comma are thousands), fractions (``1/2``,
     ``\frac{1}{2}``, ``3\frac12``, ``3 1/2``, ``½``), powers of ten (``1.2e3``, ``1.2 \times 10^3``, 3 million,
-    3 million 200 thousand),
-    expressions of + − × ÷ and powers, also in words, currencies, units and markdown. A percentage is its number: 50 %
-    is 50. A sign between two numbers is an operation: "5-3" ends in 3.
+    3 million 200 thousand, 3 hundred and 5), expressions of + − × ÷ and powers, also in words, currencies, units and
+    markdown. A percentage is its number: 50 % is 50. A sign between two numbers is an operation: "5-3" ends in 3.
 
     ``\boxed{2,3}`` can mean 2.3 or the pair 2 and 3. It is read as 2.3, as in running text: where the reference is
     2.3, an answer written so means 2.3. ``\boxed{(2,3)}``, ``\boxed{2, 3}`` and ``\boxed{1,2,3}`` are lists and give

@@ -269,8 +269,7 @@ def _hidden_text(text: str) -> str:
 def windows(text: str, size: int = WINDOW) -> list[str]:
     """Overlapping pieces of a long text, cut at white space where possible; a short text is one window.
 
-    Any ``size // 4`` consecutive characters are together in at least one window, unless a cut at white space separates
-    them.
+    Any ``size // 2`` consecutive characters are together in at least one window.
     """
     if len(text) <= size:
         return [text]

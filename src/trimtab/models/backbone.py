@@ -215,7 +215,7 @@ class Backbone:
             full: True: all weights are trained. False: they are frozen, and adapters stay whole on every rank.
         """
         if self.shards is None:
-            adapters = [p for name, p in self.model.named_parameters() if ".lora_" in name and not full]
+            adapters = [] if full else [p for name, p in self.model.named_parameters() if ".lora_" in name]
             self.shards = Shards(self.model, list(self.layers), replicated=adapters)
 
     @contextmanager

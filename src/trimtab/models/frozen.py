@@ -94,7 +94,7 @@ class FrozenStates:
     def of(self, batch: Batch) -> Tensor | None:
         """States of a batch, ``[B, T, H]``, looked up or computed (and added).
 
-        None: no layer is frozen, or the model is sharded and the store is not complete.
+        None: no layer is frozen, or the model is sharded and the store is not complete or lacks a sequence.
         """
         if self._frozen() is None:
             return None
@@ -138,7 +138,7 @@ class FrozenStates:
         with self.backbone.gathered():
             for batch in batches:
                 if self.full:
-                    return
+                    break
                 self.of(batch)
         self._complete = not self.full
 

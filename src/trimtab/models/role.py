@@ -109,6 +109,9 @@ class Role:
             ModelError: names or shapes differ from this role's.
         """
         parameters = self.parameters()
+        if self.full:  # earlier versions also stored the parts of a multimodal model that text does not reach
+            model = dict(self.backbone.model.named_parameters())
+            state = {name: weight for name, weight in state.items() if name in parameters or name not in model}
         if parameters.keys() != state.keys():
             odd = sorted(parameters.keys() ^ state.keys())
             raise ModelError(

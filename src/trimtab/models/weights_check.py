@@ -166,11 +166,11 @@ def _mention_pickle(folder: Path) -> None:
     weights, pickles = (sorted(folder.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
     if weights and pickles:
         _log.warning(
-            "%s: holds its weights twice; %s is read, as in transformers, and %s is not. If the latter is newer, move "
-            "the safetensors files away",
+            "%s: holds its weights twice; model*.safetensors (files: %d) is read, as in transformers, and "
+            "pytorch_model*.bin (files: %d) is not. If the latter is newer, move the safetensors files away",
             folder,
-            weights[0].name,
-            pickles[0].name,
+            len(weights),
+            len(pickles),
         )
 
 

@@ -303,7 +303,7 @@ class SimulatedPeople:
         self.utility, self.config, self.seed = utility, config, seed
 
     def __call__(self, items: Sequence[Comparison], number: int) -> Mapping[str, Judgement]:
-        """Answer all items at once; a skipped item goes to up to ten other annotators, then stays queued."""
+        """Answer all items at once; a skipped item goes to up to nine other annotators, then stays queued."""
         judgements: dict[str, Judgement] = {}
         for attempt in range(10):
             seed = (self.config.seed + self.seed + number * 7919 + attempt * 104729) % (1 << 31)

@@ -251,10 +251,10 @@ def _by_judge(
             continue
         compared = {"harmless": answers, "helpful": benign}.get(tag) or {n: [*answers[n], *benign[n]] for n in answers}
         context.ui.say(f"  {name}, by a judge with the principles tagged {tag!r}")
-        items, identical = [], []
+        items, ties = [], []
         for before, after in zip(compared["base"], compared["policy"], strict=True):
             if before.text == after.text:
-                identical.append(0.5)
+                ties.append(0.5)
                 continue
             item = Comparison.of(before.prompt, [after.completion, before.completion])
             items.append(item.model_copy(update={"id": content_id("balance", item.id)}))
@@ -264,7 +264,7 @@ def _by_judge(
         )  # fmt: skip
         p = [first_better(j) for j in judged["judge"].judgements]
         answered = [x for x in p if x is not None]
-        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + identical
+        wins = [0.5 if x == 0.5 else float(x > 0.5) for x in answered] + ties
         kind = {"harmless": "red-team", "helpful": "ordinary"}.get(tag, "all")
         missing = f", {len(p) - len(answered)} without an answer" if len(answered) < len(p) else ""
         how = f"proxy by judge: {kind} prompts on which it prefers this model's answer by {tag} principles{missing}"

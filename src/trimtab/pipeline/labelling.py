@@ -232,14 +232,14 @@ def _by_objective(
         estimates = agreement_report(items, judgements, criterion=objective, seed=context.seed("agreement"))
         agreement[objective] = {name: estimate.model_dump(exclude={"name"}) for name, estimate in estimates.items()}
     preferences.sort(key=lambda p: position[p.id])
-    written = [p.model_copy(update={"id": f"{p.id}/{p.criterion}"}) for p in preferences]
-    write_records(folder / "preferences.jsonl", written)
+    renamed = [p.model_copy(update={"id": f"{p.id}/{p.criterion}"}) for p in preferences]
+    write_records(folder / "preferences.jsonl", renamed)
     write_json(folder / "agreement.json", agreement[objectives[0]])
     write_json(folder / "agreement-by-objective.json", agreement)
     judged = Counter(j.criterion for j in judgements if j.ranks is not None)
     if note := unnamed(judged, objectives):
         context.ui.say(f"  {note}")
     context.ui.say(f"  the report's agreement of annotators is that about {objectives[0]!r}, the first objective")
-    counts = {"preferences": len(written)} | counts
+    counts = {"preferences": len(renamed)} | counts
     counts["judgements of other criteria"] = sum(n for name, n in judged.items() if name not in objectives)
     return counts, ["preferences.jsonl", "agreement.json", "agreement-by-objective.json"]

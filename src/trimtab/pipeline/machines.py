@@ -184,11 +184,12 @@ def _advice(config: RunConfig, stage: str, machine: Machine) -> str:
         parts.append("model.frozen_precision: bfloat16")
     if not config.model.gradient_checkpointing and stage in ("sft", "reward", "process", "align"):
         parts.append("model.gradient_checkpointing: true")
-    adapter = getattr(section, "adapter", None)
-    if adapter is not None and machine.devices > 1 and not config.scale.shard:
-        distributed = config.scale.kind == "torchrun"
-        parts.append("scale.shard: true" if distributed else "scale.kind: torchrun with scale.shard: true")
-    if adapter is not None and adapter.kind == "full":
+    if getattr(getattr(section, "adapter", None), "kind", None) == "full":
+        if (
+            machine.devices > 1 and not config.scale.shard
+        ):  # with adapters it seldom helps: a rank loads the whole model
+            distributed = config.scale.kind == "torchrun"
+            parts.append("scale.shard: true" if distributed else "scale.kind: torchrun with scale.shard: true")
         parts.append(f"{stage}.adapter.kind: lora")
     if hasattr(section, "sampler"):
         parts.append(f"{stage}.sampler.slots below {section.sampler.slots}")

@@ -177,8 +177,10 @@ def stage_gb(
     untouched = storage.frozen * shape["parameters"]
     trained = _trained_bytes(shape, section.adapter, _optimizer(section), parts)
     frozen = 0 if full and isinstance(section, SftConfig) else untouched  # only SFT trains the trunk itself
-    trunk = 0 if full and isinstance(section, RewardConfig | ProcessConfig) else frozen  # what is sharded of it
-    resident = frozen - trunk + trunk / parts + trained
+    divided = (
+        0 if full and isinstance(section, RewardConfig | ProcessConfig) else frozen
+    )  # of it, what the ranks divide
+    resident = frozen - divided + divided / parts + trained
     critic = 0.0
     if isinstance(section, PpoConfig) and not section.shared_critic:  # a separate critic is as large as the policy
         critic = _trained_bytes(shape, section.adapter, section.critic, parts)
@@ -207,8 +209,9 @@ def stage_gb(
     loaded = gathered = 0.0
     if parts > 1:
         copies = (2 if critic else 1) * weights if full else 0
-        loaded = copies + trunk - trunk / parts - (trained + critic if full else 0)  # nothing is sharded or trained yet
-        gathered = _gathered_models(section, weights, trunk) if full else trunk
+        absent = trained + critic if full else 0  # nothing is sharded or trained yet
+        loaded = copies + divided - divided / parts - absent
+        gathered = _gathered_models(section, weights, divided) if full else divided
     return PROCESS + (resident + max(loaded, SLACK * update, SLACK * drawing + gathered)) / 1e9
 
 

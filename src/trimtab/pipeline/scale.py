@@ -107,7 +107,8 @@ def require_one_process(command: str) -> None:
     place = Place.from_environment()
     if place is not None:
         raise ConfigError(
-            f"this is one of {place.size} processes, and `{command}` runs in one; start it without torchrun: {command}"
+            f"this is one of {place.size} processes, and `{command}` runs in one; start it without torchrun, or "
+            "unset RANK and WORLD_SIZE"
         )
 
 

@@ -101,8 +101,8 @@ def set_overlap(tx: Transaction, condition: ColumnElement[bool], overlap: int) -
     Taken slots stay taken. An item that has free slots again moves to the end of its batch, after every cursor.
     """
     c = tx.c
-    is_complete = select(items.c.id, items.c.done >= items.c.overlap).where(condition, items.c.done > 1)
-    complete_before = dict(c.execute(is_complete).all())
+    completeness = select(items.c.id, items.c.done >= items.c.overlap).where(condition, items.c.done > 1)
+    complete_before = dict(c.execute(completeness).all())
     new_overlap = case((items.c.taken > overlap, items.c.taken), else_=overlap)
     c.execute(update(items).where(condition).values(overlap=new_overlap))
     c.execute(update(items).where(condition, items.c.taken >= items.c.overlap).values(open=False))
@@ -115,7 +115,7 @@ def set_overlap(tx: Transaction, condition: ColumnElement[bool], overlap: int) -
         .subquery()
     )
     c.execute(update(items).where(items.c.id == reopened.c.id).values(open=True, position=reopened.c.position))
-    complete = dict(c.execute(is_complete).all())
+    complete = dict(c.execute(completeness).all())
     for number in (n for n, was_complete in complete_before.items() if complete[n] != was_complete):
         recount(tx, c.execute(select(items).where(items.c.id == number)).one())
 

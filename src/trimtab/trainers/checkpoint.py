@@ -148,7 +148,8 @@ class Checkpoints:
             state = json.loads((latest / "state.json").read_text())
             fingerprint, step, extra = str(state["fingerprint"]), int(state["step"]), dict(state["extra"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{latest}: state.json is damaged ({error}); delete {latest} and run again") from None
+            problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+            raise CheckpointError(f"{latest}: state.json {problem}; delete {latest} and run again") from None
         if fingerprint != self.fingerprint:
             raise CheckpointError(
                 f"{latest} was made under another configuration or other data (fingerprint "

@@ -24,7 +24,7 @@ from trimtab.trainers.offline import added_up, fit
 from trimtab.trainers.offline_config import DpoConfig, PairConfig
 from trimtab.trainers.pairs import Pairs
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import PairTable, Ranking, RankingBatch, learnable, ranking_batches
+from trimtab.trainers.rankings import PairTable, Ranking, RankingBatch, check_ties, learnable, ranking_batches
 from trimtab.trainers.reference import answer_logprobs, moving_reference
 from trimtab.trainers.reward import prepared_states
 
@@ -71,7 +71,7 @@ def train_preference(
     Raises:
         ConfigError: the method's formula does not allow soft labels; or ``reference_update`` is set for a method
             without a reference, without ``start``, or beyond the last step.
-        DataError: no ranking has a better and a worse answer.
+        DataError: no ranking has a better and a worse answer, or too many answers tie for a loss of whole rankings.
         NonFiniteError: the loss became NaN or infinite.
     """
     usable, known = _usable(rankings, config, reference)
@@ -165,6 +165,8 @@ def _usable(
             f"align.nll imitates the better answer, and {len(soft)} of {len(rankings)} preferences carry soft labels "
             f"(first: {soft[0]}), which leave open which one that is; set nll: 0, or label.aggregate.labels: hard"
         )
+    if method.listwise:
+        check_ties(rankings, f"align.method {config.method!r}", "align.method dpo, which learns from pairs")
     usable = learnable(rankings)
     if not usable:
         raise DataError(

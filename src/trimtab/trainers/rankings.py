@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algos import ranking_pairs
+from trimtab.algos.reward import MAX_TIED
 from trimtab.errors import DataError
 from trimtab.models import Batch, Chat, Role, leave_out, parts_of_like_size
 from trimtab.models.batch import collate_answers
@@ -249,6 +250,27 @@ def encode_preferences(
 def learnable(rankings: Sequence[Ranking], *, ties: bool = False) -> list[int]:
     """Places of the rankings with a better and a different, worse answer; with ``ties`` also of those with a tie."""
     return [i for i, r in enumerate(rankings) if len(r.pairs()) or (ties and len(r.tied_pairs()))]
+
+
+def check_ties(rankings: Sequence[Ranking], setting: str, instead: str) -> None:
+    """Refuse rankings with more ties above the last place than Plackett and Luce's loss takes.
+
+    Args:
+        rankings: to be learned from.
+        setting: that asks for the loss, for the message.
+        instead: what to use instead.
+
+    Raises:
+        DataError: there is such a ranking; names the first.
+    """
+    for ranking in rankings:
+        ranks = [ranking.ranks[place] for place in ranking.best_first()] if ranking.probability is None else [0, 1]
+        tied = max((ranks.count(rank) for rank in ranks if rank < ranks[-1]), default=0)
+        if tied > MAX_TIED:
+            raise DataError(
+                f"preference {ranking.id}: {tied} answers tie above the last place, and {setting} takes at most "
+                f"{MAX_TIED}; rank them, leave some out, or use {instead}"
+            )
 
 
 def split_holdout(ids: Sequence[str], share: float, seed: int) -> tuple[list[int], list[int]]:

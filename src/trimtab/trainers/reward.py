@@ -20,7 +20,7 @@ from trimtab.trainers.defaults import with_lr
 from trimtab.trainers.learner import Learner, Norms
 from trimtab.trainers.length_head import length_terms
 from trimtab.trainers.progress import Session
-from trimtab.trainers.rankings import Ranking, by_ranking, learnable, ranking_batches, tokens_of_rankings
+from trimtab.trainers.rankings import Ranking, by_ranking, check_ties, learnable, ranking_batches, tokens_of_rankings
 from trimtab.trainers.reward_config import RewardConfig
 from trimtab.trainers.reward_heads import PROBE_RANKINGS, init_reward_head, probe_reward_head
 from trimtab.trainers.reward_losses import StepTerms, reward_loss, rewards_of
@@ -127,6 +127,8 @@ def _check_usable(usable: Sequence[Ranking], count: int, config: RewardConfig) -
             "label.aggregate.keep_tied: true and, for two answers, label.aggregate.labels: hard, or use reward.loss: "
             "bradley_terry"
         )
+    if config.loss == "plackett_luce":
+        check_ties(usable, "reward.loss 'plackett_luce'", "reward.loss bradley_terry, which learns from pairs")
 
 
 def prepared_states(
@@ -138,7 +140,7 @@ def prepared_states(
     resumed run would get other bits than an uninterrupted one. For a single pass nothing is stored.
     """
     states = FrozenStates.within(role.backbone, 0.0 if passes <= 1 else cache_mb)
-    if states.limit:
+    if states.limit and states.active:
         batch = tokens_of_rankings(rankings, role.backbone.device)
         states.fill(part for _, part in batch.micro_batches(micro_batch_tokens))
     return states

@@ -120,16 +120,16 @@ def _ranking_losses(scores: Tensor, rankings: Sequence[Ranking], centring: float
         start += len(ranking.sequences)
         soft = ranking.probability
         best_first = own[torch.tensor(ranking.best_first(), device=own.device)]
-        count = len(best_first)
-        if ranking.margin and count == 2:
+        ranks = [ranking.ranks[i] for i in ranking.best_first()] if soft is None else [0, 1]
+        choices = sum(rank < ranks[-1] for rank in ranks)
+        if ranking.margin and len(ranks) == 2:
             ahead = 1.0 if soft is None else float((soft > 0.5) - (soft < 0.5))
             best_first = best_first - ahead * own.new_tensor([ranking.margin, 0.0])
-        ranks = None if soft is not None else own.new_tensor([[ranking.ranks[i] for i in ranking.best_first()]])
-        loss = plackett_luce_loss(best_first[None], ranks=ranks)
+        loss = plackett_luce_loss(best_first[None], ranks=own.new_tensor([ranks]))
         if soft is not None:
             loss = soft * loss + (1 - soft) * plackett_luce_loss(best_first.flip(0)[None])
         pairs = ranking.pairs().to(own.device)
         total = total + ranking.weight * (
-            loss[0] / (count - 1) + centring * (own[pairs[:, 0]] + own[pairs[:, 1]]).square().mean()
+            loss[0] / choices + centring * (own[pairs[:, 0]] + own[pairs[:, 1]]).square().mean()
         )
     return total

@@ -110,7 +110,7 @@ function showAlarms() {
   board.alarms = board.stage === "align" ? all : [];
   byId("alarms").hidden = all.length === 0;
   byId("alarms-title").textContent = `Alarms (${all.length})`;
-  const shown = all.reverse().slice(0, allAlarms ? all.length : NEWEST);
+  const shown = all.sort((a, b) => b.step - a.step).slice(0, allAlarms ? all.length : NEWEST);
   byId("all-alarms").hidden = shown.length === all.length;
   byId("all-alarms").textContent = `Show all ${all.length} alarms`;
   byId("alarm-list").replaceChildren(...shown.map((alarm) => {
@@ -147,7 +147,7 @@ function move(by) { const step = Math.max(1, (board.selected || newest()) + by);
 byId("before").onclick = () => move(-1);
 byId("after").onclick = () => move(1);
 byId("number").onchange = () => { const step = Number(byId("number").value); if (Number.isInteger(step) && step > 0) { follow(false); select(step); } };
-byId("which").onchange = () => { if (board.selected) select(board.selected); };
+byId("which").onchange = () => { if (board.selected) select(board.following ? lastOf(chosenRun()) : board.selected); };
 byId("follow").onchange = () => { follow(byId("follow").checked); if (board.following && newest()) select(newest()); };
 byId("all-alarms").onclick = () => { allAlarms = true; showAlarms(); };
 byId("stage").onchange = () => changeStage(byId("stage").value);
