@@ -184,15 +184,16 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, ranks: 
 def _loss_of_ties(rewards: Tensor, ranks: Tensor) -> Tensor:
     """The share of a ranking's tied answers in its loss, a scalar; rewards and ranks ``[K]``."""
     loss = rewards.new_zeros(())
-    for rank, count in zip(*ranks.unique(return_counts=True), strict=True):
-        worse = ranks > rank
+    for rank in sorted(set(ranks.tolist())):
+        group, worse = ranks == rank, ranks > rank
+        count = int(group.sum())
         if count > 1 and worse.any():
             if count > MAX_TIED:
                 raise TrainingError(
                     f"{count} answers of a ranking tie above its last place, and Plackett-Luce takes at most "
                     f"{MAX_TIED}; use a loss of pairs"
                 )
-            loss = loss - _logprob_chosen_first(rewards[ranks == rank], rewards[worse].logsumexp(0))
+            loss = loss - _logprob_chosen_first(rewards[group], rewards[worse].logsumexp(0))
     return loss
 
 
