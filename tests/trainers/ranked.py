@@ -129,7 +129,8 @@ def reward(group: Group, double: bool, adapter: AdapterConfig, **settings: Any) 
     role = precise(role, double)
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
-    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, epochs=1.0, **settings)
+    values: dict[str, Any] = {"epochs": 1.0} | settings
+    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, **values)
     train_reward(role, rankings(role.backbone.chat, 10), config, seed=0, session=session)
     return result(session, rows, role)
 

@@ -177,17 +177,17 @@ def plackett_luce_loss(rewards: TensorNK, mask: MaskNK | None = None, *, ranks: 
     rows = (tied & (ranks < last)).any(-1).nonzero()[:, 0]
     if not len(rows):
         return loss
-    shares = [_loss_of_ties(rewards[row, present[row]], ranks[row, present[row]]) for row in rows.tolist()]
+    shares = [_loss_of_ties(rewards[row, present[row]], ranks[row, present[row]]) for row in rows]
     return loss.index_add(0, rows, torch.stack(shares))
 
 
 def _loss_of_ties(rewards: Tensor, ranks: Tensor) -> Tensor:
     """The share of a ranking's tied answers in its loss, a scalar; rewards and ranks ``[K]``."""
     loss = rewards.new_zeros(())
-    for rank in sorted(set(ranks.tolist())):
+    for place, rank in enumerate(ranks):
         group, worse = ranks == rank, ranks > rank
         count = int(group.sum())
-        if count > 1 and worse.any():
+        if count > 1 and worse.any() and not group[:place].any():  # once for each group
             if count > MAX_TIED:
                 raise TrainingError(
                     f"{count} answers of a ranking tie above its last place, and Plackett-Luce takes at most "
