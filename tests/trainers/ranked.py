@@ -129,8 +129,8 @@ def reward(group: Group, double: bool, adapter: AdapterConfig, **settings: Any) 
     role = precise(role, double)
     rows: list[dict] = []
     session = Session(log=rows.append, group=group)
-    values: dict[str, Any] = {"epochs": 1.0} | settings
-    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, **values)
+    settings.setdefault("epochs", 1.0)
+    config = RewardConfig(batch=4, micro_batch_tokens=30, optimizer=STEADY, **settings)
     train_reward(role, rankings(role.backbone.chat, 10), config, seed=0, session=session)
     return result(session, rows, role)
 
