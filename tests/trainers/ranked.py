@@ -246,6 +246,7 @@ STEP: dict[str, Any] = {
 }  # fmt: skip
 PAIR: dict[str, Any] = {"batch": 4, "micro_batch_tokens": 30, "optimizer": STEADY, "epochs": 1.0}
 ODD: dict[str, Any] = {"batch": 3, "micro_batch_tokens": 1}
+TWICE: dict[str, Any] = {"epochs": 2.0}
 ODD_STEP: dict[str, Any] = {"group": 1, "micro_batch_tokens": 1}
 """Three micro-batches: two ranks make different numbers of passes."""
 
@@ -263,7 +264,7 @@ CASES: dict[str, tuple[Callable[..., Result], tuple[Any, ...], dict[str, Any]]] 
     "reward probe davidson": (reward, (LORA,), {"head_init": "probe", "centring": 0.01}),
     "process lora": (process, (TOP,), {}),
     "process full": (process, (FULL,), {}),
-    "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR | {"epochs": 2.0}),), {}),
+    "dpo lora": (preference, (DpoConfig(adapter=TOP, **PAIR | TWICE),), {}),
     "dpo lora moving": (preference, (DpoConfig(adapter=TOP, reference_update=MOVING, **PAIR),), {}),
     "dpo full moving": (preference, (DpoConfig(adapter=FULL, reference_update=MOVING, **PAIR),), {}),
     "dpo full tied": (preference, (DpoConfig(adapter=FULL, **PAIR),), {}),
